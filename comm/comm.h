@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// Communication between the ranks of a job.
+//
+// The data plane works on device buffers in the order of the device's stream; the
+// control plane carries host bytes. All functions are collective over the
+// communicator unless said otherwise: every rank calls them in the same order.
+// Whatever changes that order (admit, stop, cancel) is decided on rank 0 and
+// broadcast on the control plane.
+//
+// Every wait has a deadline. On failure a call returns RT_ERR_TIMEOUT or
+// RT_ERR_COMM with a message naming rank, operation and sequence number; the
+// communicator is then broken, every later call fails at once, and the program
+// ends the job with comm_abort.
+#ifndef COMM_COMM_H
+#define COMM_COMM_H
+
+#include "kernels/kern.h"
+#include "runtime/base/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct comm comm;
+
+// Opens the communicator over all ranks of the job: MPI when the process was
+// started by mpirun (or srun with PMIx), a single rank otherwise, with no MPI at
+// all. Call once, from the main thread. `deadline` is seconds per wait.
+rt_status comm_open_world(double deadline, comm **out);
+// A communicator of one rank, with the same semantics and counters.
+rt_status comm_open_self(comm **out);
+void comm_close(comm *c); // collective; ends MPI
+
+int comm_rank(const comm *c);
+int comm_ranks(const comm *c);
+int comm_local_rank(const comm *c);  // among the ranks on this host
+int comm_local_ranks(const comm *c); // ranks on this host
+
+// What a data-plane call carries, for the byte counters.
+typedef enum comm_class {
+    COMM_HIDDEN, // activations of row-parallel linears
+    COMM_MASK,   // locality deltas
+    COMM_SCORES, // page scores
+    COMM_CHECK,  // plan checksums
+    COMM_VOCAB,  // head statistics
+    COMM_CLASSES
+} comm_class;
+
+typedef struct comm_counter {
+    uint64_t calls;
+    uint64_t bytes; // payload this rank contributed
+} comm_counter;
+// Not collective. A communicator of one rank counts calls and no bytes.
+comm_counter comm_count(const comm *c, comm_class class);
+
+typedef enum comm_op { COMM_SUM, COMM_MAX } comm_op;
+
+// Element-wise over the first `count` elements of every rank's buffer, in place.
+// SUM takes F32; MAX takes F32 and I32. Every rank gets the same bits.
+rt_status comm_allreduce(comm *c, comm_class class, kern_buf *buf, size_t count, comm_op op);
+// dst [ranks, count] gets every rank's src [count], in rank order; same type.
+rt_status comm_allgather(comm *c, comm_class class, const kern_buf *src, size_t count,
+                         kern_buf *dst);
+
+// Control plane. Root's bytes to everyone; `n` is the same on all ranks.
+rt_status comm_ctl_bcast(comm *c, int root, void *bytes, size_t n);
+// dst [ranks, n] on every rank.
+rt_status comm_ctl_allgather(comm *c, const void *src, size_t n, void *dst);
+rt_status comm_ctl_barrier(comm *c);
+
+// All ranks learn whether all succeeded: returns RT_OK if every rank passed
+// RT_OK, else the status of the lowest failing rank, with that rank's last error
+// message as the message here too.
+rt_status comm_agree(comm *c, rt_status mine);
+
+// Not collective: ends the whole job with a non-zero status. Does not return when
+// there is more than one rank.
+void comm_abort(comm *c);
+
+#endif

@@ -1,0 +1,472 @@
+// SPDX-License-Identifier: Apache-2.0
+// The device API: buffers and one function per operation.
+//
+// Every operation takes an argument struct with named fields. kern.c checks the
+// arguments once, the same way for every backend, and then calls the device's
+// function table. Calls enqueue on the device's stream; results are visible to
+// the host after kern_sync or kern_read (the CPU backend is synchronous). No
+// operation allocates. Arithmetic accumulates in f32; a row's result does not
+// depend on the other rows of the call nor on the number of threads.
+//
+// Matrices are row-major; [rows, cols] names the shape. A buffer holds at least
+// what the shape says; the rest is not touched.
+#ifndef KERNELS_KERN_H
+#define KERNELS_KERN_H
+
+#include "runtime/base/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum kern_dtype { KERN_F32, KERN_BF16, KERN_F16, KERN_I32, KERN_I64 } kern_dtype;
+size_t kern_dtype_size(kern_dtype dtype);
+const char *kern_dtype_name(kern_dtype dtype);
+
+typedef enum kern_kind { KERN_CPU, KERN_CUDA } kern_kind;
+
+// A device with its stream, workspace and library handles.
+typedef struct kern_dev kern_dev;
+
+typedef struct kern_dev_options {
+    kern_kind kind;
+    int index;   // CUDA device number; 0 on the CPU
+    int threads; // CPU worker threads, >= 1
+} kern_dev_options;
+
+rt_status kern_dev_open(const kern_dev_options *options, kern_dev **out);
+void kern_dev_close(kern_dev *dev); // buffers must be freed before
+kern_kind kern_dev_kind(const kern_dev *dev);
+// The type in which this device keeps weights that are stored as `stored`: the
+// CPU computes in f32 and keeps f32, whatever the file holds.
+kern_dtype kern_dev_weight_dtype(const kern_dev *dev, kern_dtype stored);
+
+// A device allocation of `count` elements. Owned by the caller; must not outlive
+// its device. New buffers are zeroed.
+typedef struct kern_buf kern_buf;
+
+rt_status kern_buf_new(kern_dev *dev, kern_dtype dtype, size_t count, const char *what,
+                       kern_buf **out);
+void kern_buf_free(kern_buf *buf); // NULL is allowed
+size_t kern_buf_count(const kern_buf *buf);
+kern_dtype kern_buf_dtype(const kern_buf *buf);
+// Device address, for communication backends. Host-readable only if kind is CPU.
+void *kern_buf_ptr(const kern_buf *buf);
+
+// Host copies of `count` elements of the buffer's own type, from element `first`.
+// kern_write may return before the copy is done only if `src` was consumed.
+rt_status kern_write(kern_buf *dst, size_t first, const void *src, size_t count);
+rt_status kern_read(const kern_buf *src, size_t first, void *dst, size_t count);
+rt_status kern_sync(kern_dev *dev);
+
+// Uploads a [rows, cols] host matrix of type `dtype` whose rows start every
+// `stride` elements, converting to the buffer's type; lands densely at element
+// `first`. This is how a rank loads its slice of a weight.
+typedef struct kern_upload_args {
+    kern_buf *dst;
+    size_t first;
+    const void *src; // host memory; no alignment needed
+    kern_dtype dtype; // F32, BF16 or F16
+    size_t rows, cols, stride;
+} kern_upload_args;
+rt_status kern_upload(const kern_upload_args *args);
+
+// ---- the batch of one forward ----------------------------------------------
+//
+// A forward runs `rows` tokens of `segs` segments. A segment is a run of
+// consecutive rows of one request: a prefill chunk, a finished block to commit,
+// or the block being denoised; its rows are whole blocks. A token at position p
+// attends to its prefix, the tokens before its block [0, p / block * block),
+// through the KV pages, and to its whole own block through the rows of this
+// batch. Rows to be committed are written to the pages before attention, so the
+// rows of a later segment of the same request may have them in their prefix.
+//
+// The first `sparse_segs` segments (the first `sparse_rows` rows) are the ones
+// whose prefix attention follows a page plan; the others read all of it.
+
+enum { // kern_batch.seg_kind
+    KERN_SEG_PREFILL = 0,
+    KERN_SEG_COMMIT = 1, // a finished block: its K,V are written
+    KERN_SEG_FIRST = 2,  // first step of a block
+    KERN_SEG_STEP = 3,   // a later step of a block
+};
+
+enum { // kern_batch.row_state, bits
+    KERN_ROW_MASKED = 1, // the token is still the mask
+    KERN_ROW_NEW = 2,    // the token was committed in the step before this one
+};
+
+typedef struct kern_batch {
+    int rows, segs;
+    int sparse_rows, sparse_segs;
+    int block;              // tokens in a block
+    int page;               // tokens in a page, a power of two
+    int max_pages;          // row length of page_table
+    const kern_buf *ids;        // i32 [rows]
+    const kern_buf *pos;        // i32 [rows], absolute position
+    const kern_buf *row_state;  // i32 [rows]
+    const kern_buf *row_seg;    // i32 [rows], segment of a row
+    const kern_buf *seg_row0;   // i32 [segs + 1], first row of a segment
+    const kern_buf *seg_kind;   // i32 [segs]
+    const kern_buf *page_table; // i32 [segs, max_pages], logical -> physical page
+    const kern_buf *kv_slot;    // i32 [rows], physical page * page + offset to write, or -1
+    const kern_buf *cache_slot; // i32 [rows], row of the prefix cache, or -1
+} kern_batch;
+
+// Who reads which pages in one layer of one step. Lists: 1 (scope shared) or one
+// per local KV head (scope head).
+typedef struct kern_plan {
+    int lists;
+    int act_cap;          // most active rows a sparse segment can have
+    kern_buf *act_rows;   // i32 [rows]: from seg_row0[s], the batch rows of segment s that
+                          // read the prefix, ascending
+    kern_buf *act_count;  // i32 [segs]
+    kern_buf *pages;      // i32 [segs, lists, max_pages], logical pages, ascending
+    kern_buf *page_count; // i32 [segs, lists]; -1 = every page of the prefix
+} kern_plan;
+
+// ---- dense layers ------------------------------------------------------------
+
+// out[r] = table[ids[r] - first_id], or zeros when the id is not in this shard
+// [first_id, first_id + shard_rows): vocab-parallel embedding.
+typedef struct kern_embed_args {
+    const kern_buf *table; // [shard_rows, cols] weight type
+    const kern_buf *ids;   // i32 [rows]
+    kern_buf *out;         // f32 [rows, cols]
+    int rows, cols, first_id, shard_rows;
+} kern_embed_args;
+rt_status kern_embed(kern_dev *dev, const kern_embed_args *args);
+
+// y = x w^T + bias.
+typedef struct kern_linear_args {
+    const kern_buf *x;    // f32 [rows, k]
+    const kern_buf *w;    // [n, k] weight type
+    const kern_buf *bias; // f32 [n], or NULL
+    kern_buf *y;          // f32 [rows, n]
+    int rows, n, k;
+} kern_linear_args;
+rt_status kern_linear(kern_dev *dev, const kern_linear_args *args);
+
+// x += add (skipped when add is NULL), then out = x / rms(x) * weight.
+// out may be NULL: only the addition. RMSNorm: Zhang & Sennrich 2019, eq. 4.
+typedef struct kern_rmsnorm_args {
+    kern_buf *x;            // f32 [rows, cols], updated in place
+    const kern_buf *add;    // f32 [rows, cols] or NULL
+    const kern_buf *weight; // f32 [cols]
+    kern_buf *out;          // f32 [rows, cols] or NULL
+    int rows, cols;
+    float eps;
+} kern_rmsnorm_args;
+rt_status kern_rmsnorm(kern_dev *dev, const kern_rmsnorm_args *args);
+
+// In place on qkv [rows, (heads + 2 kv_heads) head_dim] (q heads, k heads, v
+// heads): RMSNorm of every q and k head when the weights are given, then rotary
+// embedding in the half layout (Su et al. 2021; channel c pairs with c + d/2).
+typedef struct kern_qk_rope_args {
+    kern_buf *qkv;          // f32
+    const kern_buf *q_norm; // f32 [head_dim] or NULL
+    const kern_buf *k_norm; // f32 [head_dim] or NULL
+    const kern_buf *pos;    // i32 [rows]
+    const kern_buf *cos;    // f32 [max_pos, head_dim / 2]
+    const kern_buf *sin;    // f32 [max_pos, head_dim / 2]
+    int rows, heads, kv_heads, head_dim, max_pos;
+    float eps;
+} kern_qk_rope_args;
+rt_status kern_qk_rope(kern_dev *dev, const kern_qk_rope_args *args);
+
+// out = silu(gate) * up. SwiGLU: Shazeer 2020.
+typedef struct kern_swiglu_args {
+    const kern_buf *gate_up; // f32 [rows, 2 cols]: gate, then up
+    kern_buf *out;           // f32 [rows, cols]
+    int rows, cols;
+} kern_swiglu_args;
+rt_status kern_swiglu(kern_dev *dev, const kern_swiglu_args *args);
+
+// out[i] = x[index[i]].
+typedef struct kern_gather_rows_args {
+    const kern_buf *x;     // f32 [*, cols]
+    const kern_buf *index; // i32 [rows]
+    kern_buf *out;         // f32 [rows, cols]
+    int rows, cols;
+} kern_gather_rows_args;
+rt_status kern_gather_rows(kern_dev *dev, const kern_gather_rows_args *args);
+
+// ---- KV pages ------------------------------------------------------------------
+// K and V of one layer: f32 [pages, kv_heads, page, head_dim] each. Metadata: the
+// smallest and largest key per page, head and channel, after RoPE (QUEST, arXiv
+// 2406.10774): f32 [pages, kv_heads, head_dim] each.
+
+typedef struct kern_kv {
+    kern_buf *k, *v;
+    kern_buf *kmin, *kmax;
+    int pages, kv_heads, head_dim;
+} kern_kv;
+
+// Writes K,V of the rows whose kv_slot is not -1 and folds the keys into the
+// page's min and max; the row at offset 0 of a page starts them anew.
+typedef struct kern_kv_write_args {
+    const kern_buf *qkv; // f32 [rows, (heads + 2 kv_heads) head_dim]
+    kern_kv kv;
+    const kern_batch *batch;
+    int heads;
+} kern_kv_write_args;
+rt_status kern_kv_write(kern_dev *dev, const kern_kv_write_args *args);
+
+// ---- LoSA: locality, active set, page plan ---------------------------------------
+
+// Locality (LoSA, arXiv 2604.12056, step 1). For every row with a cache_slot:
+// delta[row] = mean over cols of (x - prev[slot])^2 * scale in a KERN_SEG_STEP
+// segment and 0 otherwise; then prev[slot] = x. Rows without one: delta 0.
+typedef struct kern_locality_args {
+    const kern_buf *x; // f32 [rows, stride], columns [0, cols) are compared
+    kern_buf *prev;    // f32 [slots, cols]
+    kern_buf *delta;   // f32 [rows]
+    const kern_batch *batch;
+    int cols, stride;
+    float scale;       // 1 / ranks where the columns are spread over ranks, else 1
+} kern_locality_args;
+rt_status kern_locality(kern_dev *dev, const kern_locality_args *args);
+
+typedef enum kern_active_rule {
+    KERN_ACTIVE_ALL,       // every token
+    KERN_ACTIVE_TOPK,      // the k tokens that changed most (LoSA)
+    KERN_ACTIVE_NEW_TOPK,  // just committed, and the k most changed of the others
+    KERN_ACTIVE_UNSETTLED, // masked or just committed
+} kern_active_rule;
+
+// Fills act_rows and act_count. In dense segments, and in sparse segments whose
+// kind is not KERN_SEG_STEP, every row is active. Ties: the lower row.
+// page_count of dense segments becomes -1 in every list.
+typedef struct kern_active_args {
+    const kern_batch *batch;
+    const kern_buf *delta; // f32 [rows]; not read by ALL and UNSETTLED
+    kern_active_rule rule;
+    int k;
+    kern_plan *plan;
+} kern_active_args;
+rt_status kern_active(kern_dev *dev, const kern_active_args *args);
+
+// Page scores of the active rows of sparse segments. For query head h of row i,
+// the QUEST bound of page g is b = scale * sum_c max(q_c min_c, q_c max_c); its
+// share is softmax over the prefix pages of b. score[s, l, a, g] = the sum of the
+// shares of the heads of list l. A list is a KV head (heads h with h / (heads /
+// kv_heads) == l) or, when score_lists is 1, all local heads. Entries of absent
+// rows and pages become 0, so that the array can be summed over ranks.
+typedef struct kern_page_score_args {
+    const kern_buf *q; // f32 [rows, stride], heads * head_dim columns
+    int stride;
+    kern_kv kv;
+    const kern_batch *batch;
+    const kern_plan *plan;
+    int heads;
+    float scale;
+    int score_lists;  // lists in `score`; >= list0 + local lists
+    int list0;        // list of the first local KV head
+    kern_buf *score;  // f32 [sparse_segs, score_lists, act_cap, max_pages]
+} kern_page_score_args;
+rt_status kern_page_score(kern_dev *dev, const kern_page_score_args *args);
+
+// For every sparse segment and list: each active row takes its `top` best pages,
+// the first and the last page of the prefix always among them (ties: the lower
+// page); the list is the union over the rows, ascending.
+typedef struct kern_page_select_args {
+    const kern_buf *score; // as kern_page_score left it (summed over ranks)
+    const kern_batch *batch;
+    int score_lists, list0;
+    int top;               // pages, >= 1; 2 where the first and last page differ
+    kern_plan *plan;
+} kern_page_select_args;
+rt_status kern_page_select(kern_dev *dev, const kern_page_select_args *args);
+
+// Adds this layer's reading to counters, per segment.
+enum {
+    KERN_COUNT_READ,     // prefix tokens read, summed over lists
+    KERN_COUNT_PREFIX,   // prefix tokens there are, times lists
+    KERN_COUNT_ACTIVE,   // rows that read the prefix
+    KERN_COUNT_SCANNED,  // pages whose metadata was read, times lists
+    KERN_COUNT_UNION,    // pages in the lists of sparse segments
+    KERN_COUNT_BUDGET,   // pages one row may take there, times lists
+    KERN_COUNT_N
+};
+typedef struct kern_plan_count_args {
+    const kern_batch *batch;
+    const kern_plan *plan;
+    int top;          // as in kern_page_select
+    bool scanned;     // the metadata of sparse segments was scanned
+    kern_buf *counts; // i64 [segs, KERN_COUNT_N]
+} kern_plan_count_args;
+rt_status kern_plan_count(kern_dev *dev, const kern_plan_count_args *args);
+
+// A checksum of act_rows, act_count, pages and page_count of the sparse segments
+// (FNV-1a over the used entries): out[0] = h, out[1] = -h, with h >= 0, so that a
+// maximum over ranks shows whether all agree.
+typedef struct kern_plan_checksum_args {
+    const kern_batch *batch;
+    const kern_plan *plan;
+    kern_buf *out; // i32 [2]
+} kern_plan_checksum_args;
+rt_status kern_plan_checksum(kern_dev *dev, const kern_plan_checksum_args *args);
+
+// ---- attention -----------------------------------------------------------------
+
+// Prefix attention of the active rows over their listed pages (FlashAttention's
+// online softmax; Dao 2023): o = softmax(scale q K^T) V and its log-sum-exp. An
+// empty prefix gives o = 0 and lse = -inf. Rows that are not active keep o, lse.
+typedef struct kern_attn_prefix_args {
+    const kern_buf *q; // f32 [rows, stride]
+    int stride;
+    kern_kv kv;
+    const kern_batch *batch;
+    const kern_plan *plan;
+    int heads;
+    float scale;
+    kern_buf *o;   // f32 [rows, heads, head_dim]
+    kern_buf *lse; // f32 [rows, heads]
+} kern_attn_prefix_args;
+rt_status kern_attn_prefix(kern_dev *dev, const kern_attn_prefix_args *args);
+
+// Attention of every row to its own block, merged with its prefix part (LoSA,
+// steps 5 and 6): (o_p, L_p) comes from `o`, `lse` for rows that are active in
+// the plan, and from the prefix cache for the others, which must have a
+// cache_slot. Active rows with a cache_slot refresh the cache.
+//   out = (e^Lp o_p + e^Lb o_b) / (e^Lp + e^Lb), the larger exponent subtracted.
+typedef struct kern_attn_merge_args {
+    const kern_buf *qkv; // f32 [rows, (heads + 2 kv_heads) head_dim]
+    const kern_batch *batch;
+    const kern_plan *plan;
+    int heads, kv_heads, head_dim;
+    float scale;
+    const kern_buf *o, *lse;        // from kern_attn_prefix
+    kern_buf *cache_o, *cache_lse;  // f32 [slots, heads, head_dim], [slots, heads]
+    kern_buf *out;                  // f32 [rows, heads * head_dim]
+} kern_attn_merge_args;
+rt_status kern_attn_merge(kern_dev *dev, const kern_attn_merge_args *args);
+
+// ---- vocabulary: confidence, sampling, unmasking -----------------------------------
+//
+// The head is vocab-parallel: a rank holds logits [rows, shard] of the tokens
+// [first_id, first_id + shard). Decisions come from small per-row statistics
+// that the ranks exchange; full logits are never gathered.
+
+// Per-row sampling parameters, kept as 8 x i32 in a device buffer.
+typedef struct kern_sample_row {
+    float inv_temperature; // 1 for greedy
+    int32_t greedy;        // take the best token, draw nothing
+    int32_t top_k;         // 0 = off
+    float top_p;           // 1 = off
+    uint32_t seed_lo, seed_hi; // seed of the request
+    uint32_t position;     // of the token being sampled
+    uint32_t step;         // denoising steps of this request so far
+} kern_sample_row;
+enum { KERN_SAMPLE_WORDS = 8 };
+
+// Statistics of l = logit * inv_temperature over this shard, per row:
+// m = max l, z = sum e^(l - m), w = sum (l - m) e^(l - m).
+enum { KERN_NORM_M, KERN_NORM_Z, KERN_NORM_W, KERN_NORM_WORDS };
+typedef struct kern_vocab_norm_args {
+    const kern_buf *logits; // f32 [rows, shard]
+    const kern_buf *sample; // i32 [rows, KERN_SAMPLE_WORDS]
+    kern_buf *norm;         // f32 [rows, KERN_NORM_WORDS]
+    int rows, shard;
+} kern_vocab_norm_args;
+rt_status kern_vocab_norm(kern_dev *dev, const kern_vocab_norm_args *args);
+
+// Top-k and top-p as a threshold on logits, found exactly by radix selection over
+// the ranks in 4 rounds of 8 bits; each round is hist -> all-reduce -> narrow.
+// Floats are compared through order-preserving u32 keys. A token passes when its
+// key >= the row's threshold: ties with the last token in all pass. Top-p is
+// taken among the tokens that pass top-k, as Hugging Face's warpers do it.
+typedef enum kern_filter { KERN_FILTER_TOP_K, KERN_FILTER_TOP_P } kern_filter;
+
+// hist[r, b] = over this shard's tokens (the mask id left out) whose key agrees
+// with the row's threshold in the bits above round `round`, and which pass the
+// floor of the earlier filter: the count (TOP_K) or the mass e^(l - m) (TOP_P) of
+// those whose next 8 bits are b.
+typedef struct kern_vocab_filter_args {
+    const kern_buf *logits; // f32 [rows, shard]
+    const kern_buf *sample; // i32 [rows, KERN_SAMPLE_WORDS]
+    const kern_buf *norm;   // f32 [rows, KERN_NORM_WORDS], over all ranks
+    kern_buf *state;        // i32 [rows, 4]: threshold key, floor key, need (f32 bits), spare
+    kern_buf *hist;         // f32 [rows, 256]
+    int rows, shard, first_id, mask_id;
+    kern_filter filter;
+    int round; // 0 .. 3
+} kern_vocab_filter_args;
+// Round 0 of TOP_K starts the state (floor 0); round 0 of TOP_P takes the top-k
+// threshold as floor.
+rt_status kern_vocab_hist(kern_dev *dev, const kern_vocab_filter_args *args);
+// After the histogram was summed over ranks: fixes 8 more bits of the threshold.
+rt_status kern_vocab_narrow(kern_dev *dev, const kern_vocab_filter_args *args);
+
+// The shard's best candidate per row: the largest l, plus Gumbel noise keyed by
+// (seed, position, step, token id) unless greedy, among the tokens that pass
+// `state` (NULL: all), the mask id never. Ties: the lower id.
+// pick[r] = {score, l of the token, token id (i32 bits)}; an empty shard: -inf.
+enum { KERN_PICK_SCORE, KERN_PICK_LOGIT, KERN_PICK_ID, KERN_PICK_WORDS };
+typedef struct kern_vocab_pick_args {
+    const kern_buf *logits, *sample;
+    const kern_buf *state; // i32 [rows, 4] or NULL
+    kern_buf *pick;        // f32 [rows, KERN_PICK_WORDS]
+    int rows, shard, first_id, mask_id;
+} kern_vocab_pick_args;
+rt_status kern_vocab_pick(kern_dev *dev, const kern_vocab_pick_args *args);
+
+// Combines gathered statistics of all ranks, in rank order.
+// norms [ranks, rows, KERN_NORM_WORDS] -> norm [rows, KERN_NORM_WORDS].
+typedef struct kern_vocab_norm_merge_args {
+    const kern_buf *norms;
+    kern_buf *norm;
+    int ranks, rows;
+} kern_vocab_norm_merge_args;
+rt_status kern_vocab_norm_merge(kern_dev *dev, const kern_vocab_norm_merge_args *args);
+
+// picks [ranks, rows, KERN_PICK_WORDS] and norm -> token, its probability under
+// the unfiltered softmax (confidence), and the entropy of that softmax (nats).
+typedef struct kern_vocab_choose_args {
+    const kern_buf *picks, *norm;
+    kern_buf *token;      // i32 [rows]
+    kern_buf *confidence; // f32 [rows]
+    kern_buf *entropy;    // f32 [rows]
+    int ranks, rows;
+} kern_vocab_choose_args;
+rt_status kern_vocab_choose(kern_dev *dev, const kern_vocab_choose_args *args);
+
+typedef enum kern_unmask_rule {
+    KERN_UNMASK_SEQUENTIAL,
+    KERN_UNMASK_STATIC,
+    KERN_UNMASK_DYNAMIC,
+    KERN_UNMASK_ENTROPY,
+} kern_unmask_rule;
+
+// Which masked positions of a block take their token in this step. Never touches
+// a position that is not masked. Window: `count` consecutive positions of the
+// block; candidates are its masked ones, from the leftmost sub-block of
+// `sub_block` positions that still has a mask (0: the whole block).
+//   SEQUENTIAL  the first `quota` from the left
+//   STATIC      the `quota` most confident
+//   DYNAMIC     all with confidence > threshold if they number >= quota, else the
+//               `quota` most confident
+//   ENTROPY     by ascending entropy, the longest prefix whose sum stays below
+//               threshold, at least one
+// Ties: the lower position. Kept as 8 x i32 in a device buffer, one per window.
+typedef struct kern_unmask_window {
+    int32_t first;     // index of the window's first entry in ids and state
+    int32_t row0;      // row of token/confidence/entropy of that entry
+    int32_t count;
+    int32_t rule;      // kern_unmask_rule
+    int32_t quota;     // >= 1
+    int32_t sub_block;
+    float threshold;
+    int32_t spare;
+} kern_unmask_window;
+enum { KERN_UNMASK_WORDS = 8 };
+typedef struct kern_unmask_args {
+    const kern_buf *windows; // i32 [n, KERN_UNMASK_WORDS]
+    const kern_buf *token, *confidence, *entropy;
+    kern_buf *ids;           // i32, updated
+    kern_buf *state;         // i32 KERN_ROW_*, updated: chosen -> NEW, others lose NEW
+    int n;
+} kern_unmask_args;
+rt_status kern_unmask(kern_dev *dev, const kern_unmask_args *args);
+
+#endif

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// LoSA attention of one layer (arXiv 2604.12056): locality -> active set -> page
+// plan -> prefix attention -> in-block attention and merge, over the ranks of a
+// tensor-parallel group. The order of collectives is the same on every rank: it
+// depends only on the configuration and on the batch's host-side counts.
+#ifndef LOSA_ATTENTION_H
+#define LOSA_ATTENTION_H
+
+#include "losa/policy.h"
+#include "parallel/linear.h"
+#include "parallel/plan.h"
+
+// Capacities, fixed at start.
+typedef struct losa_limits {
+    int layers;
+    int head_dim, hidden;
+    int block;
+    int rows;      // rows in a batch
+    int segs;      // segments in a batch
+    int max_pages; // pages of one request
+    int slots;     // rows of the prefix cache: sessions * block
+} losa_limits;
+
+// Remembered queries and (o_p, L_p) of every running block, and the plan of the
+// layer being computed.
+typedef struct losa_state losa_state;
+
+rt_status losa_open(const par_group *group, const par_plan *plan, const losa_config *config,
+                    const losa_limits *limits, losa_state **out);
+void losa_close(losa_state *s);
+
+// Whether segments of this kind (KERN_SEG_*) follow a page plan: the engine puts
+// them first in the batch.
+bool losa_kind_is_sparse(const losa_config *config, int seg_kind);
+
+// One layer. qkv [rows, (heads + 2 kv_heads) head_dim] after q/k norm and RoPE, x [rows,
+// hidden] the layer's input; writes the rows to be committed to `kv`, and the
+// attention output to out [rows, heads * head_dim] (local heads). Buffers borrowed.
+typedef struct losa_layer_args {
+    int layer;
+    const kern_batch *batch;
+    const kern_buf *qkv;
+    const kern_buf *x;
+    kern_kv kv;
+    kern_buf *out;
+} losa_layer_args;
+rt_status losa_layer(losa_state *s, const losa_layer_args *args);
+
+// Start of a forward: clears the counters of its `segs` segments.
+rt_status losa_begin(losa_state *s, int segs);
+// i64 [segs, KERN_COUNT_N], summed over the layers since losa_begin (this rank's lists).
+const kern_buf *losa_counts(const losa_state *s);
+
+#endif

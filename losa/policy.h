@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sparse-attention policies. A policy answers three questions per layer and step:
+// which tokens of the block read the prefix, which pages they read, and what the
+// other tokens do. Adding one is one row of the table in policy.c.
+#ifndef LOSA_POLICY_H
+#define LOSA_POLICY_H
+
+#include "kernels/kern.h"
+#include "runtime/base/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+typedef enum losa_readers {
+    LOSA_READ_ALL,    // every token of the block reads
+    LOSA_READ_ACTIVE, // the active ones read; the others reuse their (o_p, L_p)
+} losa_readers;
+
+typedef enum losa_pages {
+    LOSA_PAGES_ALL,  // the whole prefix
+    LOSA_PAGES_SCAN, // union of the readers' QUEST lists
+} losa_pages;
+
+typedef struct losa_policy {
+    const char *name;
+    const char *summary;
+    losa_readers readers; // in later steps of a block
+    losa_pages pages;     // in later steps of a block
+} losa_policy;
+
+size_t losa_policy_count(void);
+const losa_policy *losa_policy_at(size_t i);
+const losa_policy *losa_policy_find(const char *name); // NULL when unknown
+
+typedef enum losa_scope {
+    LOSA_SCOPE_SHARED, // one page list per layer for all heads of all ranks
+    LOSA_SCOPE_HEAD,   // one list per KV head
+} losa_scope;
+
+typedef enum losa_locality {
+    LOSA_LOCALITY_QUERY,  // change of the query vectors; summed over the ranks
+    LOSA_LOCALITY_HIDDEN, // change of the layer's input; no exchange
+} losa_locality;
+
+typedef struct losa_config {
+    const losa_policy *policy;
+    int budget;            // prefix tokens one row may read in a sparse step
+    int page;              // tokens in a page: a power of two, 4 .. 256
+    kern_active_rule rule;
+    int active_k;          // of TOPK and NEW_TOPK
+    int dense_layers;      // the first layers always read everything
+    losa_scope scope;
+    losa_locality locality;
+    bool check_plans;      // all-reduce a checksum of every plan
+} losa_config;
+
+// losa, budget 256, `unsettled`, page 16, no dense layers, shared, query.
+losa_config losa_config_default(void);
+// RT_ERR_INVALID, naming the parameter and its range.
+rt_status losa_config_check(const losa_config *config);
+// "all", "topk:K", "new+K", "unsettled" -> rule and active_k.
+rt_status losa_config_parse_rule(const char *text, losa_config *config);
+// Pages one row may take: ceil(budget / page).
+int losa_config_top(const losa_config *config);
+
+#endif

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tensor-parallel linears (Megatron-LM, arXiv 1909.08053, section 3).
+#ifndef PARALLEL_LINEAR_H
+#define PARALLEL_LINEAR_H
+
+#include "comm/comm.h"
+#include "kernels/kern.h"
+
+// The device and communicator of one tensor-parallel group; borrowed.
+typedef struct par_group {
+    kern_dev *dev;
+    comm *comm;
+} par_group;
+
+// Column-parallel: each rank computes its own output columns; no communication.
+rt_status par_linear_column(const par_group *g, const kern_linear_args *args);
+// Row-parallel: each rank multiplies its slice of k; the results are summed over
+// the ranks, so that y is complete and the same everywhere. No bias.
+rt_status par_linear_row(const par_group *g, const kern_linear_args *args);
+// Vocab-parallel embedding: every token's row comes from the rank that owns it.
+rt_status par_embed(const par_group *g, const kern_embed_args *args);
+
+#endif

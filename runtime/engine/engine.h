@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine: the one public header of losa as a library.
+//
+// engine  = a loaded model on all ranks of a job, its KV pages and its step loop.
+// session = one request on its way through: prefill, blocks, done.
+//
+// Every rank opens and closes the engine. Rank 0 then submits requests and calls
+// rt_engine_step until it is idle; the other ranks call rt_engine_worker, which
+// returns when rank 0 closes. Not thread-safe: one thread drives a rank.
+#ifndef RUNTIME_ENGINE_ENGINE_H
+#define RUNTIME_ENGINE_ENGINE_H
+
+#include "comm/comm.h"
+#include "losa/policy.h"
+#include "runtime/io/config.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct rt_engine rt_engine;
+typedef uint32_t rt_session_id; // never 0
+
+typedef struct rt_engine_options {
+    const char *model_dir;
+    kern_kind device;
+    int threads;        // per rank; 0 = cores / local ranks
+    int block_length;   // 0 = from the checkpoint
+    int mask_id;        // -1 = from the checkpoint
+    int context;        // tokens of KV pages, over all sessions; 0 = the model's length
+    int max_sessions;   // that run at the same time
+    int prefill_chunk;  // prompt tokens in one forward; rounded to whole blocks
+    bool separate_commit; // a forward of its own for each finished block's K,V
+    losa_config attention;
+} rt_engine_options;
+rt_engine_options rt_engine_options_default(void);
+
+// Collective. Loads the model and reserves all memory. `c` is borrowed.
+rt_status rt_engine_open(const rt_engine_options *options, comm *c, rt_engine **out);
+// Collective: rank 0's call lets the workers return; they then close too.
+void rt_engine_close(rt_engine *e);
+const rt_model_config *rt_engine_model(const rt_engine *e);
+
+// Denoising strategies: SDAR's evaluation code (JetAstra/SDAR, block_diffusion_generate),
+// never touching a position that is not masked; confidence is the probability
+// before top-k and top-p.
+typedef enum rt_strategy {
+    RT_STRATEGY_SEQUENTIAL,
+    RT_STRATEGY_STATIC,
+    RT_STRATEGY_DYNAMIC,
+    RT_STRATEGY_ENTROPY,
+} rt_strategy;
+
+struct rt_result;
+
+typedef struct rt_request {
+    // The prompt: text, or ids when `prompt_ids` is not NULL. Borrowed by submit.
+    const char *prompt;
+    size_t prompt_len;
+    const int32_t *prompt_ids;
+    size_t prompt_ids_len;
+    bool chat;             // wrap the text as a ChatML user turn
+    const char *system;    // system turn of `chat`, or NULL
+    bool parse_special;    // special tokens written in the text count as such
+
+    int max_tokens;
+    rt_strategy strategy;
+    int steps;             // denoising steps per block; 0 = block length
+    double threshold;      // DYNAMIC: confidence; ENTROPY: sum of entropies (nats)
+    int sub_block;         // -1 = the model's default
+    double temperature;    // 0 = greedy; < 0 = the model's default
+    int top_k;             // 0 = off; -1 = the model's default
+    double top_p;          // 1 = off; < 0 = the model's default
+    uint64_t seed;
+    const char *const *stops; // stop strings, besides the model's stop ids
+    size_t stops_len;
+    bool ignore_stop_ids;
+
+    // Called on rank 0 from rt_engine_step; any may be NULL.
+    void (*on_prefill)(void *ctx, rt_session_id id, int done, int total);
+    void (*on_text)(void *ctx, rt_session_id id, const char *text, size_t len);
+    void (*on_done)(void *ctx, rt_session_id id, const struct rt_result *result);
+    void *ctx;
+} rt_request;
+rt_request rt_request_default(void);
+
+typedef enum rt_finish { RT_FINISH_STOP, RT_FINISH_LENGTH, RT_FINISH_CANCELLED } rt_finish;
+const char *rt_finish_name(rt_finish finish); // "stop", "length", "cancelled"
+
+typedef struct rt_stats {
+    int ranks;
+    int blocks;              // denoised, whole or in part
+    int forwards;            // forwards after prefill that this request took part in
+    int prefill_forwards;
+    int steps;               // denoising steps
+    double tokens_per_forward; // completion tokens / forwards
+    double steps_per_block;
+    double density_later;    // prefix tokens read / prefix, over later steps of blocks
+    double density_total;    // the same over all denoising and commit forwards
+    double union_inflation;  // pages in a list / pages one row may take; 1 when dense
+    double active_share;     // rows that read the prefix / rows, over later steps
+    uint64_t prefix_tokens_read; // per KV head and layer summed; all ranks
+    uint64_t prefix_bytes_read;  // K, V and page metadata, all ranks
+    uint64_t exchange_bytes;     // masks and page scores, all ranks
+    double prefill_seconds, decode_seconds;
+} rt_stats;
+
+// Valid only during on_done.
+typedef struct rt_result {
+    const char *text;      // cut at the stop; NUL-terminated
+    size_t text_len;
+    const int32_t *ids;    // the tokens of `text`; the stop id is not among them
+    size_t ids_len;
+    rt_finish finish;
+    int prompt_tokens, completion_tokens;
+    rt_stats stats;
+} rt_result;
+
+// Rank 0. Tokenises, checks and queues. A prompt that can never fit, or a bad
+// parameter, is refused with the numbers. max_tokens beyond the model's length is
+// cut to what is left.
+rt_status rt_engine_submit(rt_engine *e, const rt_request *request, rt_session_id *id);
+// Rank 0: ends a session at the next step, with finish CANCELLED.
+void rt_engine_cancel(rt_engine *e, rt_session_id id);
+// Rank 0: admits what fits, runs one forward, delivers what it finished.
+// *busy: sessions are left.
+rt_status rt_engine_step(rt_engine *e, bool *busy);
+// Ranks above 0: takes part in rank 0's steps until rank 0 closes the engine.
+rt_status rt_engine_worker(rt_engine *e);
+
+// Rank 0, with no session running: logits of a block-causal prefill, f32 [n, vocab]
+// handed to `emit` a run of rows at a time, in order. Row i is the model's output
+// at position i (not shifted).
+typedef rt_status rt_logits_fn(void *ctx, const float *rows, size_t n, int vocab);
+rt_status rt_engine_logits(rt_engine *e, const int32_t *ids, size_t n, rt_logits_fn *emit,
+                           void *ctx);
+
+#endif

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// ChatML, the chat format of Qwen, SDAR, TraDo and Fast-dLLM v2:
+//   <|im_start|>ROLE\nTEXT<|im_end|>\n ... <|im_start|>assistant\n
+#ifndef RUNTIME_TEXT_CHAT_H
+#define RUNTIME_TEXT_CHAT_H
+
+#include "runtime/text/tokenizer.h"
+
+// Appends the ids of one user turn, after a system turn unless `system` is NULL,
+// and the opening of the assistant's. The role markers are special tokens; a
+// literal marker inside the texts stays text unless `content` is RT_SPECIAL_PARSE.
+// RT_ERR_UNSUPPORTED when the tokenizer has no <|im_start|> or <|im_end|>.
+rt_status rt_chat_encode(const rt_tokenizer *tok, const char *system, const char *user,
+                         size_t user_len, rt_special content, rt_ids *out);
+
+#endif
