@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the backends share behind kern.h: the device, the buffer and the table of
+// operations. Only kernels/ includes this.
+//
+// kern.c has checked every argument before a table entry is called: shapes,
+// types, counts and ranges of host values hold. The contents of device buffers
+// (ids, positions, page numbers) are the caller's promise; the CPU backend checks
+// those that would make it write outside a buffer.
+#ifndef KERNELS_KERN_INT_H
+#define KERNELS_KERN_INT_H
+
+#include "kernels/kern.h"
+#include "runtime/base/pool.h"
+
+#include <stdint.h>
+
+struct kern_buf {
+    kern_dev *dev;
+    kern_dtype dtype;
+    size_t count; // elements
+    void *ptr;    // device address; host memory on the CPU
+};
+
+// Every operation: X(name, argument struct). kern.h has kern_NAME for each.
+#define KERN_OPS_MAP(X)                                                                            \
+    X(embed, kern_embed_args)                                                                      \
+    X(linear, kern_linear_args)                                                                    \
+    X(rmsnorm, kern_rmsnorm_args)                                                                  \
+    X(qk_rope, kern_qk_rope_args)                                                                  \
+    X(swiglu, kern_swiglu_args)                                                                    \
+    X(gather_rows, kern_gather_rows_args)                                                          \
+    X(kv_write, kern_kv_write_args)                                                                \
+    X(locality, kern_locality_args)                                                                \
+    X(active, kern_active_args)                                                                    \
+    X(page_score, kern_page_score_args)                                                            \
+    X(page_select, kern_page_select_args)                                                          \
+    X(plan_count, kern_plan_count_args)                                                            \
+    X(plan_checksum, kern_plan_checksum_args)                                                      \
+    X(attn_prefix, kern_attn_prefix_args)                                                          \
+    X(attn_merge, kern_attn_merge_args)                                                            \
+    X(vocab_norm, kern_vocab_norm_args)                                                            \
+    X(vocab_hist, kern_vocab_filter_args)                                                          \
+    X(vocab_narrow, kern_vocab_filter_args)                                                        \
+    X(vocab_pick, kern_vocab_pick_args)                                                            \
+    X(vocab_norm_merge, kern_vocab_norm_merge_args)                                                \
+    X(vocab_choose, kern_vocab_choose_args)                                                        \
+    X(unmask, kern_unmask_args)
+
+typedef struct kern_ops {
+    // Device and buffers. `alloc` gives zeroed memory; `write` and `read` take
+    // byte offsets and counts that lie within the buffer.
+    void (*close)(kern_dev *dev); // frees what the backend attached to the device
+    kern_dtype (*weight_dtype)(const kern_dev *dev, kern_dtype stored);
+    rt_status (*alloc)(kern_dev *dev, size_t bytes, const char *what, void **out);
+    void (*release)(kern_dev *dev, void *ptr);
+    rt_status (*write)(kern_buf *dst, size_t offset, const void *src, size_t bytes);
+    rt_status (*read)(const kern_buf *src, size_t offset, void *dst, size_t bytes);
+    rt_status (*upload)(kern_dev *dev, const kern_upload_args *args);
+    rt_status (*sync)(kern_dev *dev);
+#define KERN_OPS_MEMBER(name, args) rt_status (*name)(kern_dev * dev, const args *);
+    KERN_OPS_MAP(KERN_OPS_MEMBER)
+#undef KERN_OPS_MEMBER
+} kern_ops;
+
+struct kern_dev {
+    const kern_ops *ops;
+    kern_kind kind;
+    int index;
+    rt_pool *pool;  // CPU threads
+    float *scratch; // [threads, KERN_CPU_SCRATCH], reserved at open
+    void *state;    // of another backend
+};
+
+static inline float *kern_f32(kern_buf *buf)
+{
+    return buf->ptr;
+}
+
+static inline const float *kern_cf32(const kern_buf *buf)
+{
+    return buf->ptr;
+}
+
+static inline int32_t *kern_i32(kern_buf *buf)
+{
+    return buf->ptr;
+}
+
+static inline const int32_t *kern_ci32(const kern_buf *buf)
+{
+    return buf->ptr;
+}
+
+// ---- CPU backend ---------------------------------------------------------------
+
+// Floats of scratch that each thread of a CPU device has. An operation that could
+// need more refuses with RT_ERR_LIMIT before it writes anything.
+enum { KERN_CPU_SCRATCH = 1 << 20 };
+
+// Fills dev->ops, pool and scratch.
+rt_status kern_cpu_attach(kern_dev *dev, const kern_dev_options *options);
+
+// The whole table; no entry is NULL.
+const kern_ops *kern_cpu_ops(void);
+
+// Scratch of a pool thread, 64-byte aligned, `floats` <= KERN_CPU_SCRATCH. Holds
+// whatever its last user left.
+float *kern_cpu_scratch(kern_dev *dev, int thread, size_t floats);
+
+// RT_ERR_LIMIT, naming the operation, if a thread of `op` needs more than there is.
+rt_status kern_cpu_scratch_check(const char *op, size_t floats);
+
+#define KERN_CPU_PROTOTYPE(name, args) rt_status kern_cpu_##name(kern_dev *dev, const args *);
+KERN_OPS_MAP(KERN_CPU_PROTOTYPE)
+#undef KERN_CPU_PROTOTYPE
+
+rt_status kern_cpu_upload(kern_dev *dev, const kern_upload_args *args);
+
+#endif
