@@ -57,6 +57,8 @@ void *kern_buf_ptr(const kern_buf *buf);
 // kern_write may return before the copy is done only if `src` was consumed.
 rt_status kern_write(kern_buf *dst, size_t first, const void *src, size_t count);
 rt_status kern_read(const kern_buf *src, size_t first, void *dst, size_t count);
+// Sets the first `count` elements to zero.
+rt_status kern_fill_zero(kern_buf *buf, size_t count);
 rt_status kern_sync(kern_dev *dev);
 
 // Uploads a [rows, cols] host matrix of type `dtype` whose rows start every
@@ -65,7 +67,7 @@ rt_status kern_sync(kern_dev *dev);
 typedef struct kern_upload_args {
     kern_buf *dst;
     size_t first;
-    const void *src; // host memory; no alignment needed
+    const void *src;  // host memory; no alignment needed
     kern_dtype dtype; // F32, BF16 or F16
     size_t rows, cols, stride;
 } kern_upload_args;
@@ -91,7 +93,7 @@ enum { // kern_batch.seg_kind
     KERN_SEG_STEP = 3,   // a later step of a block
 };
 
-enum { // kern_batch.row_state, bits
+enum {                   // kern_batch.row_state, bits
     KERN_ROW_MASKED = 1, // the token is still the mask
     KERN_ROW_NEW = 2,    // the token was committed in the step before this one
 };
@@ -99,9 +101,9 @@ enum { // kern_batch.row_state, bits
 typedef struct kern_batch {
     int rows, segs;
     int sparse_rows, sparse_segs;
-    int block;              // tokens in a block
-    int page;               // tokens in a page, a power of two
-    int max_pages;          // row length of page_table
+    int block;                  // tokens in a block
+    int page;                   // tokens in a page, a power of two
+    int max_pages;              // row length of page_table
     const kern_buf *ids;        // i32 [rows]
     const kern_buf *pos;        // i32 [rows], absolute position
     const kern_buf *row_state;  // i32 [rows]
@@ -223,7 +225,7 @@ typedef struct kern_locality_args {
     kern_buf *delta;   // f32 [rows]
     const kern_batch *batch;
     int cols, stride;
-    float scale;       // 1 / ranks where the columns are spread over ranks, else 1
+    float scale; // 1 / ranks where the columns are spread over ranks, else 1
 } kern_locality_args;
 rt_status kern_locality(kern_dev *dev, const kern_locality_args *args);
 
@@ -260,9 +262,9 @@ typedef struct kern_page_score_args {
     const kern_plan *plan;
     int heads;
     float scale;
-    int score_lists;  // lists in `score`; >= list0 + local lists
-    int list0;        // list of the first local KV head
-    kern_buf *score;  // f32 [sparse_segs, score_lists, act_cap, max_pages]
+    int score_lists; // lists in `score`; >= list0 + local lists
+    int list0;       // list of the first local KV head
+    kern_buf *score; // f32 [sparse_segs, score_lists, act_cap, max_pages]
 } kern_page_score_args;
 rt_status kern_page_score(kern_dev *dev, const kern_page_score_args *args);
 
@@ -273,19 +275,19 @@ typedef struct kern_page_select_args {
     const kern_buf *score; // as kern_page_score left it (summed over ranks)
     const kern_batch *batch;
     int score_lists, list0;
-    int top;               // pages, >= 1; 2 where the first and last page differ
+    int top; // pages, >= 1; 2 where the first and last page differ
     kern_plan *plan;
 } kern_page_select_args;
 rt_status kern_page_select(kern_dev *dev, const kern_page_select_args *args);
 
 // Adds this layer's reading to counters, per segment.
 enum {
-    KERN_COUNT_READ,     // prefix tokens read, summed over lists
-    KERN_COUNT_PREFIX,   // prefix tokens there are, times lists
-    KERN_COUNT_ACTIVE,   // rows that read the prefix
-    KERN_COUNT_SCANNED,  // pages whose metadata was read, times lists
-    KERN_COUNT_UNION,    // pages in the lists of sparse segments
-    KERN_COUNT_BUDGET,   // pages one row may take there, times lists
+    KERN_COUNT_READ,    // prefix tokens read, summed over lists
+    KERN_COUNT_PREFIX,  // prefix tokens there are, times lists
+    KERN_COUNT_ACTIVE,  // rows that read the prefix
+    KERN_COUNT_SCANNED, // pages whose metadata was read, times lists
+    KERN_COUNT_UNION,   // pages in the lists of sparse segments
+    KERN_COUNT_BUDGET,  // pages one row may take there, times lists
     KERN_COUNT_N
 };
 typedef struct kern_plan_count_args {
@@ -336,9 +338,9 @@ typedef struct kern_attn_merge_args {
     const kern_plan *plan;
     int heads, kv_heads, head_dim;
     float scale;
-    const kern_buf *o, *lse;        // from kern_attn_prefix
-    kern_buf *cache_o, *cache_lse;  // f32 [slots, heads, head_dim], [slots, heads]
-    kern_buf *out;                  // f32 [rows, heads * head_dim]
+    const kern_buf *o, *lse;       // from kern_attn_prefix
+    kern_buf *cache_o, *cache_lse; // f32 [slots, heads, head_dim], [slots, heads]
+    kern_buf *out;                 // f32 [rows, heads * head_dim]
 } kern_attn_merge_args;
 rt_status kern_attn_merge(kern_dev *dev, const kern_attn_merge_args *args);
 
@@ -350,13 +352,13 @@ rt_status kern_attn_merge(kern_dev *dev, const kern_attn_merge_args *args);
 
 // Per-row sampling parameters, kept as 8 x i32 in a device buffer.
 typedef struct kern_sample_row {
-    float inv_temperature; // 1 for greedy
-    int32_t greedy;        // take the best token, draw nothing
-    int32_t top_k;         // 0 = off
-    float top_p;           // 1 = off
+    float inv_temperature;     // 1 for greedy
+    int32_t greedy;            // take the best token, draw nothing
+    int32_t top_k;             // 0 = off
+    float top_p;               // 1 = off
     uint32_t seed_lo, seed_hi; // seed of the request
-    uint32_t position;     // of the token being sampled
-    uint32_t step;         // denoising steps of this request so far
+    uint32_t position;         // of the token being sampled
+    uint32_t step;             // denoising steps of this request so far
 } kern_sample_row;
 enum { KERN_SAMPLE_WORDS = 8 };
 
@@ -450,11 +452,11 @@ typedef enum kern_unmask_rule {
 //               threshold, at least one
 // Ties: the lower position. Kept as 8 x i32 in a device buffer, one per window.
 typedef struct kern_unmask_window {
-    int32_t first;     // index of the window's first entry in ids and state
-    int32_t row0;      // row of token/confidence/entropy of that entry
+    int32_t first; // index of the window's first entry in ids and state
+    int32_t row0;  // row of token/confidence/entropy of that entry
     int32_t count;
-    int32_t rule;      // kern_unmask_rule
-    int32_t quota;     // >= 1
+    int32_t rule;  // kern_unmask_rule
+    int32_t quota; // >= 1
     int32_t sub_block;
     float threshold;
     int32_t spare;
@@ -463,8 +465,8 @@ enum { KERN_UNMASK_WORDS = 8 };
 typedef struct kern_unmask_args {
     const kern_buf *windows; // i32 [n, KERN_UNMASK_WORDS]
     const kern_buf *token, *confidence, *entropy;
-    kern_buf *ids;           // i32, updated
-    kern_buf *state;         // i32 KERN_ROW_*, updated: chosen -> NEW, others lose NEW
+    kern_buf *ids;   // i32, updated
+    kern_buf *state; // i32 KERN_ROW_*, updated: chosen -> NEW, others lose NEW
     int n;
 } kern_unmask_args;
 rt_status kern_unmask(kern_dev *dev, const kern_unmask_args *args);

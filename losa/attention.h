@@ -33,6 +33,10 @@ void losa_close(losa_state *s);
 // them first in the batch.
 bool losa_kind_is_sparse(const losa_config *config, int seg_kind);
 
+// Whether blocks keep (o_p, L_p) and remembered tokens from step to step: the engine
+// then gives the rows of the block being denoised a cache_slot, else -1.
+bool losa_uses_cache(const losa_config *config);
+
 // One layer. qkv [rows, (heads + 2 kv_heads) head_dim] after q/k norm and RoPE, x [rows,
 // hidden] the layer's input; writes the rows to be committed to `kv`, and the
 // attention output to out [rows, heads * head_dim] (local heads). Buffers borrowed.

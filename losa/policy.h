@@ -44,14 +44,14 @@ typedef enum losa_locality {
 
 typedef struct losa_config {
     const losa_policy *policy;
-    int budget;            // prefix tokens one row may read in a sparse step
-    int page;              // tokens in a page: a power of two, 4 .. 256
+    int budget; // prefix tokens one row may read in a sparse step
+    int page;   // tokens in a page: a power of two, 4 .. 256
     kern_active_rule rule;
-    int active_k;          // of TOPK and NEW_TOPK
-    int dense_layers;      // the first layers always read everything
+    int active_k;     // of TOPK and NEW_TOPK
+    int dense_layers; // the first layers always read everything
     losa_scope scope;
     losa_locality locality;
-    bool check_plans;      // all-reduce a checksum of every plan
+    bool check_plans; // all-reduce a checksum of every plan
 } losa_config;
 
 // losa, budget 256, `unsettled`, page 16, no dense layers, shared, query.

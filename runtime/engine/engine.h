@@ -24,12 +24,12 @@ typedef uint32_t rt_session_id; // never 0
 typedef struct rt_engine_options {
     const char *model_dir;
     kern_kind device;
-    int threads;        // per rank; 0 = cores / local ranks
-    int block_length;   // 0 = from the checkpoint
-    int mask_id;        // -1 = from the checkpoint
-    int context;        // tokens of KV pages, over all sessions; 0 = the model's length
-    int max_sessions;   // that run at the same time
-    int prefill_chunk;  // prompt tokens in one forward; rounded to whole blocks
+    int threads;          // per rank; 0 = cores / local ranks
+    int block_length;     // 0 = from the checkpoint
+    int mask_id;          // -1 = from the checkpoint
+    int context;          // tokens of KV pages, over all sessions; 0 = the model's length
+    int max_sessions;     // that run at the same time
+    int prefill_chunk;    // prompt tokens in one forward; rounded to whole blocks
     bool separate_commit; // a forward of its own for each finished block's K,V
     losa_config attention;
 } rt_engine_options;
@@ -59,18 +59,18 @@ typedef struct rt_request {
     size_t prompt_len;
     const int32_t *prompt_ids;
     size_t prompt_ids_len;
-    bool chat;             // wrap the text as a ChatML user turn
-    const char *system;    // system turn of `chat`, or NULL
-    bool parse_special;    // special tokens written in the text count as such
+    bool chat;          // wrap the text as a ChatML user turn
+    const char *system; // system turn of `chat`, or NULL
+    bool parse_special; // special tokens written in the text count as such
 
     int max_tokens;
     rt_strategy strategy;
-    int steps;             // denoising steps per block; 0 = block length
-    double threshold;      // DYNAMIC: confidence; ENTROPY: sum of entropies (nats)
-    int sub_block;         // -1 = the model's default
-    double temperature;    // 0 = greedy; < 0 = the model's default
-    int top_k;             // 0 = off; -1 = the model's default
-    double top_p;          // 1 = off; < 0 = the model's default
+    int steps;          // denoising steps per block; 0 = block length
+    double threshold;   // DYNAMIC: confidence; ENTROPY: sum of entropies (nats)
+    int sub_block;      // -1 = the model's default
+    double temperature; // 0 = greedy; < 0 = the model's default
+    int top_k;          // 0 = off; -1 = the model's default
+    double top_p;       // 1 = off; < 0 = the model's default
     uint64_t seed;
     const char *const *stops; // stop strings, besides the model's stop ids
     size_t stops_len;
@@ -89,16 +89,16 @@ const char *rt_finish_name(rt_finish finish); // "stop", "length", "cancelled"
 
 typedef struct rt_stats {
     int ranks;
-    int blocks;              // denoised, whole or in part
-    int forwards;            // forwards after prefill that this request took part in
+    int blocks;   // denoised, whole or in part
+    int forwards; // forwards after prefill that this request took part in
     int prefill_forwards;
-    int steps;               // denoising steps
+    int steps;                 // denoising steps
     double tokens_per_forward; // completion tokens / forwards
     double steps_per_block;
-    double density_later;    // prefix tokens read / prefix, over later steps of blocks
-    double density_total;    // the same over all denoising and commit forwards
-    double union_inflation;  // pages in a list / pages one row may take; 1 when dense
-    double active_share;     // rows that read the prefix / rows, over later steps
+    double density_later;        // prefix tokens read / prefix, over later steps of blocks
+    double density_total;        // the same over all denoising and commit forwards
+    double union_inflation;      // pages in a list / pages one row may take; 1 when dense
+    double active_share;         // rows that read the prefix / rows, over later steps
     uint64_t prefix_tokens_read; // per KV head and layer summed; all ranks
     uint64_t prefix_bytes_read;  // K, V and page metadata, all ranks
     uint64_t exchange_bytes;     // masks and page scores, all ranks
@@ -107,9 +107,9 @@ typedef struct rt_stats {
 
 // Valid only during on_done.
 typedef struct rt_result {
-    const char *text;      // cut at the stop; NUL-terminated
+    const char *text; // cut at the stop; NUL-terminated
     size_t text_len;
-    const int32_t *ids;    // the tokens of `text`; the stop id is not among them
+    const int32_t *ids; // the tokens of `text`; the stop id is not among them
     size_t ids_len;
     rt_finish finish;
     int prompt_tokens, completion_tokens;

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "losa/policy.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const losa_policy policies[] = {
+    {"dense", "every token reads the whole prefix", LOSA_READ_ALL, LOSA_PAGES_ALL},
+    {"quest-init", "dense first step, then every token reads the union of the QUEST lists",
+     LOSA_READ_ALL, LOSA_PAGES_SCAN},
+    {"losa", "dense first step, then active tokens read their QUEST lists, the others reuse",
+     LOSA_READ_ACTIVE, LOSA_PAGES_SCAN},
+};
+
+size_t losa_policy_count(void)
+{
+    return sizeof policies / sizeof policies[0];
+}
+
+const losa_policy *losa_policy_at(size_t i)
+{
+    return &policies[i];
+}
+
+const losa_policy *losa_policy_find(const char *name)
+{
+    for (size_t i = 0; i < losa_policy_count(); i++)
+        if (strcmp(policies[i].name, name) == 0)
+            return &policies[i];
+    return NULL;
+}
+
+losa_config losa_config_default(void)
+{
+    return (losa_config){
+        .policy = losa_policy_find("losa"),
+        .budget = 256,
+        .page = 16,
+        .rule = KERN_ACTIVE_UNSETTLED,
+        .active_k = 0,
+        .dense_layers = 0,
+        .scope = LOSA_SCOPE_SHARED,
+        .locality = LOSA_LOCALITY_QUERY,
+        .check_plans = false,
+    };
+}
+
+int losa_config_top(const losa_config *config)
+{
+    return (config->budget + config->page - 1) / config->page;
+}
+
+rt_status losa_config_check(const losa_config *config)
+{
+    enum { PAGE_MIN = 4, PAGE_MAX = 256 };
+    if (!config->policy)
+        return RT_FAIL(RT_ERR_INVALID, "attention policy: none given");
+    if (config->page < PAGE_MIN || config->page > PAGE_MAX || (config->page & (config->page - 1)))
+        return RT_FAIL(RT_ERR_INVALID, "page size %d: must be a power of two, %d to %d",
+                       config->page, PAGE_MIN, PAGE_MAX);
+    if (config->budget < 1 || config->budget > INT_MAX - PAGE_MAX)
+        return RT_FAIL(RT_ERR_INVALID, "budget %d: must be at least 1 token", config->budget);
+    const bool counted = config->rule == KERN_ACTIVE_TOPK || config->rule == KERN_ACTIVE_NEW_TOPK;
+    if (counted && config->active_k < (config->rule == KERN_ACTIVE_TOPK ? 1 : 0))
+        return RT_FAIL(RT_ERR_INVALID, "active rule: %d tokens are too few", config->active_k);
+    if (config->dense_layers < 0)
+        return RT_FAIL(RT_ERR_INVALID, "dense layers %d: must not be negative",
+                       config->dense_layers);
+    return RT_OK;
+}
+
+// Parses a whole decimal count of at least `min`; false when it is none.
+static bool parse_count(const char *text, int min, int *out)
+{
+    char *end;
+    const long value = strtol(text, &end, 10);
+    if (end == text || *end || value < min || value > INT_MAX)
+        return false;
+    *out = (int)value;
+    return true;
+}
+
+rt_status losa_config_parse_rule(const char *text, losa_config *config)
+{
+    int k = 0;
+    kern_active_rule rule;
+    if (strcmp(text, "all") == 0)
+        rule = KERN_ACTIVE_ALL;
+    else if (strcmp(text, "unsettled") == 0)
+        rule = KERN_ACTIVE_UNSETTLED;
+    else if (strncmp(text, "topk:", 5) == 0 && parse_count(text + 5, 1, &k))
+        rule = KERN_ACTIVE_TOPK;
+    else if (strncmp(text, "new+", 4) == 0 && parse_count(text + 4, 0, &k))
+        rule = KERN_ACTIVE_NEW_TOPK;
+    else
+        return RT_FAIL(RT_ERR_INVALID, "active rule '%s': not one of all, topk:K, new+K, unsettled",
+                       text);
+    config->rule = rule;
+    config->active_k = k;
+    return RT_OK;
+}

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// The weights of one rank, in the shapes the forward wants: q, k and v in one
+// matrix, gate and up in one matrix, each cut to the rank's heads and columns.
+#ifndef RUNTIME_MODEL_WEIGHTS_H
+#define RUNTIME_MODEL_WEIGHTS_H
+
+#include "kernels/kern.h"
+#include "parallel/plan.h"
+#include "runtime/io/config.h"
+#include "runtime/io/safetensors.h"
+
+typedef struct rt_layer_weights {
+    kern_buf *attn_norm, *mlp_norm; // f32 [hidden]
+    kern_buf *qkv;                  // [(heads + 2 kv_heads) head_dim, hidden]
+    kern_buf *qkv_bias;             // f32 [(heads + 2 kv_heads) head_dim], or NULL
+    kern_buf *q_norm, *k_norm;      // f32 [head_dim], or NULL
+    kern_buf *o;                    // [hidden, heads head_dim]
+    kern_buf *gate_up;              // [2 ffn, hidden]
+    kern_buf *down;                 // [hidden, ffn]
+} rt_layer_weights;
+
+typedef struct rt_weights {
+    kern_buf *embed;      // [vocab shard, hidden]
+    kern_buf *head;       // the same buffer as `embed` when tied
+    kern_buf *final_norm; // f32 [hidden]
+    int layer_count;
+    rt_layer_weights *layers;
+} rt_weights;
+
+rt_status rt_weights_load(kern_dev *dev, const par_plan *plan, const rt_model_config *config,
+                          const rt_checkpoint *ckpt, rt_weights *out);
+void rt_weights_free(rt_weights *w); // safe on a partly loaded or zero struct
+
+#endif
