@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a subcommand of losa is. One cmd_NAME.c per command defines one app_command.
+//
+// main() fills the arguments with their defaults, parses, opens the communicator
+// (unless the command is local), runs the command on every rank, and prints the
+// error, if there is one, once.
+#ifndef LAUNCHER_APP_H
+#define LAUNCHER_APP_H
+
+#include "comm/comm.h"
+#include "launcher/options.h"
+#include "runtime/base/status.h"
+
+// First member of every command's argument struct.
+typedef struct app_common {
+    app_list operands;
+    double timeout; // seconds; deadline of every wait between ranks
+    bool verbose, quiet;
+} app_common;
+
+typedef struct app_command {
+    const char *name;
+    const char *summary; // one line, for `losa --help`
+    const char *usage;   // what follows the name in the usage line
+    const char *notes;   // printed below the options; may be NULL
+    app_table table;
+    size_t args_size;
+    bool operands; // takes words that are no options
+    bool local;    // needs no other rank: rank 0 runs it without a communicator
+    void (*defaults)(void *args);
+    // Rules between options; the same verdict on every rank. May be NULL.
+    // An error here is a mistake in usage (status 2).
+    rt_status (*check)(void *args);
+    // `c` is NULL for local commands. Returns the same status on every rank.
+    // RT_ERR_CANCELLED: ended by a signal.
+    rt_status (*run)(comm *c, void *args);
+} app_command;
+
+extern const app_command app_cmd_generate, app_cmd_info, app_cmd_logits, app_cmd_report,
+    app_cmd_tokenize;
+
+// Signals. After app_catch_signals the first SIGINT or SIGTERM only leaves its
+// number in app_signal(); the second one of a kind ends the process.
+void app_catch_signals(void);
+int app_signal(void); // 0: none
+
+// Ends the job after an error in the middle of a collective step, where the other
+// ranks may be waiting for this one: reports, then aborts the communicator.
+// Returns `status` when there is only one rank.
+rt_status app_abandon(comm *c, rt_status status);
+
+// Rows of the tables that several commands share. A is the argument struct.
+#define APP_OPTION_MODEL(A)                                                                        \
+    {                                                                                              \
+        "model", 'm', APP_TEXT, offsetof(A, model), 0, 0, "DIR", NULL, "folder of the checkpoint", \
+            "Model", NULL, NULL                                                                    \
+    }
+#define APP_OPTION_JSON(A, text)                                                                   \
+    {                                                                                              \
+        "json", 0, APP_FLAG, offsetof(A, json), 0, 0, NULL, NULL, text, NULL, NULL, NULL           \
+    }
+#define APP_OPTION_TIMEOUT(A)                                                                      \
+    {                                                                                              \
+        "timeout", 0, APP_REAL, offsetof(A, common.timeout), 1, 86400, "SECONDS", NULL,            \
+            "deadline of every wait between ranks", NULL, NULL, NULL                               \
+    }
+#define APP_OPTION_VERBOSE(A)                                                                      \
+    {                                                                                              \
+        "verbose", 'v', APP_FLAG, offsetof(A, common.verbose), 0, 0, NULL, NULL,                   \
+            "say more on standard error", NULL, NULL, NULL                                         \
+    }
+#define APP_OPTION_QUIET(A)                                                                        \
+    {                                                                                              \
+        "quiet", 'q', APP_FLAG, offsetof(A, common.quiet), 0, 0, NULL, NULL,                       \
+            "nothing but errors on standard error", NULL, NULL, NULL                               \
+    }
+
+#endif

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+// losa: the table of commands, and what is the same for all of them.
+//
+// Exit status: 0 done, 1 failed, 2 wrong usage, 128 + N ended by signal N. Every rank
+// ends with the same one. Rank 0 alone prints; an error is one line.
+#include "launcher/app.h"
+
+#include "runtime/base/clock.h"
+#include "runtime/base/log.h"
+#include "runtime/base/mem.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_SIGNAL = 128 };
+#define TIMEOUT_DEFAULT 300.0 // seconds; loading a large model differs that much between hosts
+#define ABANDON_GRACE 0.5     // seconds that rank 0 is given to report a common cause first
+
+static const app_command *const commands[] = {
+    &app_cmd_generate, &app_cmd_info, &app_cmd_logits, &app_cmd_tokenize, &app_cmd_report,
+};
+enum { COMMANDS = sizeof commands / sizeof commands[0] };
+
+// Before MPI is up only the environment tells whether another process will speak.
+static bool starts_as_first(void)
+{
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
+    if (!rank)
+        rank = getenv("PMIX_RANK");
+    return !rank || atoi(rank) == 0;
+}
+
+static int finish_output(int status)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return status;
+    fprintf(stderr, "losa: standard output: cannot write\n");
+    return status ? status : EXIT_FAILED;
+}
+
+// ---- help ------------------------------------------------------------------------
+
+static int print_overview(FILE *to)
+{
+    fprintf(to, "losa %s: block-diffusion language models over long contexts\n\n", LOSA_VERSION);
+    fprintf(to, "usage: losa COMMAND [OPTION...]\n"
+                "       mpirun -n RANKS losa COMMAND [OPTION...]\n\ncommands:\n");
+    for (size_t i = 0; i < COMMANDS; i++)
+        fprintf(to, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
+    fprintf(to, "\n'losa COMMAND --help' lists the options of a command.\n");
+    return to == stdout ? finish_output(0) : EXIT_USAGE;
+}
+
+static int print_help(const app_command *cmd, const void *args)
+{
+    rt_str text = {0};
+    if (app_describe(&cmd->table, args, &text) != RT_OK) {
+        rt_str_free(&text);
+        fprintf(stderr, "losa: %s\n", rt_last_error());
+        return EXIT_FAILED;
+    }
+    printf("usage: losa %s %s\n\n%s\n\n%s", cmd->name, cmd->usage, cmd->summary,
+           text.data ? text.data : "");
+    printf("  -h, --help                  this text\n");
+    if (cmd->notes)
+        printf("\n%s", cmd->notes);
+    rt_str_free(&text);
+    return finish_output(0);
+}
+
+static int usage_error(const char *command)
+{
+    if (starts_as_first())
+        fprintf(stderr, "losa %s: %s (try 'losa %s --help')\n", command, rt_last_error(), command);
+    return EXIT_USAGE;
+}
+
+// ---- running ---------------------------------------------------------------------
+
+rt_status app_abandon(comm *c, rt_status status)
+{
+    if (comm_ranks(c) == 1)
+        return status;
+    // A cause that all ranks share is reported by rank 0, which then ends the others.
+    if (comm_rank(c) != 0)
+        rt_clock_sleep(ABANDON_GRACE);
+    if (comm_rank(c) == 0 || !app_signal())
+        fprintf(stderr, "losa: rank %d: %s\n", comm_rank(c), rt_last_error());
+    comm_abort(c);
+    return status;
+}
+
+static int exit_status(rt_status status)
+{
+    if (status == RT_OK)
+        return 0;
+    if (status == RT_ERR_CANCELLED && app_signal())
+        return EXIT_SIGNAL + app_signal();
+    return EXIT_FAILED;
+}
+
+static void setup_log(const app_common *common, int rank, int ranks)
+{
+    rt_log_level level = common->verbose ? RT_LOG_INFO : RT_LOG_WARN;
+    if (common->quiet || rank != 0)
+        level = RT_LOG_ERROR;
+    rt_log_setup(level, rank, ranks);
+}
+
+static int run_local(const app_command *cmd, app_common *common)
+{
+    if (!starts_as_first())
+        return 0;
+    setup_log(common, 0, 1);
+    const rt_status status = cmd->run(NULL, common);
+    if (status != RT_OK)
+        fprintf(stderr, "losa: %s\n", rt_last_error());
+    return finish_output(exit_status(status));
+}
+
+static int run_ranks(const app_command *cmd, app_common *common)
+{
+    comm *c;
+    if (comm_open_world(common->timeout, &c) != RT_OK) {
+        fprintf(stderr, "losa: %s\n", rt_last_error());
+        return EXIT_FAILED;
+    }
+    const bool first = comm_rank(c) == 0;
+    setup_log(common, comm_rank(c), comm_ranks(c));
+    const rt_status status = cmd->run(c, common);
+    int code = exit_status(status);
+    if (first && status != RT_OK && code < EXIT_SIGNAL)
+        fprintf(stderr, "losa: %s\n", rt_last_error());
+    if (first)
+        code = finish_output(code);
+    // Only rank 0 knows whether its output and a signal made a difference.
+    if (comm_ctl_bcast(c, 0, &code, sizeof code) != RT_OK) {
+        if (status == RT_OK)
+            fprintf(stderr, "losa: %s\n", rt_last_error());
+        comm_abort(c); // broken: closing it could wait for ranks that are gone
+        code = code ? code : EXIT_FAILED;
+    }
+    comm_close(c);
+    return code;
+}
+
+static void fill_defaults(const app_command *cmd, app_common *common)
+{
+    memset(common, 0, cmd->args_size);
+    common->timeout = TIMEOUT_DEFAULT;
+    cmd->defaults(common);
+}
+
+static int run_command(const app_command *cmd, int argc, char *const *argv)
+{
+    app_common *common = rt_mem_alloc(1, cmd->args_size, "arguments");
+    if (!common) {
+        fprintf(stderr, "losa: %s\n", rt_last_error());
+        return EXIT_FAILED;
+    }
+    fill_defaults(cmd, common);
+    app_list *operands = cmd->operands ? &common->operands : NULL;
+    bool help;
+    int code;
+    rt_status status = app_parse(&cmd->table, argc, argv, common, operands, &help);
+    if (status == RT_OK && !help && cmd->check)
+        status = cmd->check(common);
+    if (status != RT_OK) {
+        code = usage_error(cmd->name);
+    } else if (help) {
+        app_free_args(&cmd->table, common); // show the defaults, not what was parsed
+        fill_defaults(cmd, common);
+        code = starts_as_first() ? print_help(cmd, common) : 0;
+    } else {
+        code = cmd->local ? run_local(cmd, common) : run_ranks(cmd, common);
+    }
+    app_free_args(&cmd->table, common);
+    app_free_list(&common->operands);
+    rt_free(common);
+    return code;
+}
+
+// ---- words -----------------------------------------------------------------------
+
+static const app_command *find_command(const char *name)
+{
+    const char *names[COMMANDS + 1];
+    for (size_t i = 0; i < COMMANDS; i++) {
+        if (strcmp(commands[i]->name, name) == 0)
+            return commands[i];
+        names[i] = commands[i]->name;
+    }
+    names[COMMANDS] = "help";
+    const char *near = app_nearest(name, names, COMMANDS + 1);
+    if (starts_as_first() && near)
+        fprintf(stderr, "losa: unknown command '%s'; did you mean '%s'?\n", name, near);
+    else if (starts_as_first())
+        fprintf(stderr, "losa: unknown command '%s' (try 'losa --help')\n", name);
+    return NULL;
+}
+
+static int help_command(int argc, char **argv)
+{
+    if (argc < 3)
+        return starts_as_first() ? print_overview(stdout) : 0;
+    const app_command *cmd = find_command(argv[2]);
+    static char *const help[] = {"--help"};
+    return cmd ? run_command(cmd, 1, help) : EXIT_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+    signal(SIGPIPE, SIG_IGN); // a closed pipe is a write error, with a message
+    const char *word = argc > 1 ? argv[1] : "";
+    if (!*word)
+        return starts_as_first() ? print_overview(stderr) : EXIT_USAGE;
+    if (strcmp(word, "--version") == 0 || strcmp(word, "-V") == 0) {
+        if (starts_as_first())
+            printf("losa %s\n", LOSA_VERSION);
+        return finish_output(0);
+    }
+    if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0)
+        return starts_as_first() ? print_overview(stdout) : 0;
+    if (strcmp(word, "help") == 0)
+        return help_command(argc, argv);
+    const app_command *cmd = find_command(word);
+    return cmd ? run_command(cmd, argc - 2, argv + 2) : EXIT_USAGE;
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+// One list of the statistics (fields) drives the JSON object and the tables, so that
+// the two cannot drift apart.
+#include "launcher/report.h"
+
+#include "runtime/base/mem.h"
+#include "runtime/base/str.h"
+
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+
+enum { CELL = 32, DIGITS = 9 };
+
+typedef enum field_kind { FIELD_INT, FIELD_COUNT, FIELD_REAL } field_kind;
+
+// A number of rt_stats: its JSON name, and its row in a table (NULL: in none).
+typedef struct field {
+    const char *key;
+    field_kind kind;
+    size_t offset;
+    const char *label;
+    double unit; // what a table divides by
+    int decimals;
+} field;
+
+#define FIELD(kind, member, ...)                                                                   \
+    {                                                                                              \
+#member, kind, offsetof(rt_stats, member), __VA_ARGS__                                     \
+    }
+
+static const field fields[] = {
+    FIELD(FIELD_INT, ranks, "ranks", 1, 0),
+    FIELD(FIELD_REAL, prefill_seconds, "prefill, s", 1, 2),
+    FIELD(FIELD_REAL, decode_seconds, "decode, s", 1, 2),
+    FIELD(FIELD_INT, blocks, "blocks", 1, 0),
+    FIELD(FIELD_INT, forwards, "forwards", 1, 0),
+    FIELD(FIELD_REAL, tokens_per_forward, "tokens per forward", 1, 2),
+    FIELD(FIELD_REAL, steps_per_block, "steps per block", 1, 2),
+    FIELD(FIELD_INT, steps, NULL, 1, 0),
+    FIELD(FIELD_INT, prefill_forwards, NULL, 1, 0),
+    FIELD(FIELD_REAL, density_later, "density, later steps", 1, 3),
+    FIELD(FIELD_REAL, density_total, "density, all forwards", 1, 3),
+    FIELD(FIELD_REAL, union_inflation, "union inflation", 1, 2),
+    FIELD(FIELD_REAL, active_share, "active share", 1, 2),
+    FIELD(FIELD_COUNT, prefix_tokens_read, NULL, 1, 0),
+    FIELD(FIELD_COUNT, prefix_bytes_read, "prefix read, MB", 1e6, 1),
+    FIELD(FIELD_COUNT, exchange_bytes, "exchanged, KB", 1e3, 1),
+};
+enum { FIELDS = sizeof fields / sizeof fields[0] };
+
+static json_t *field_value(const field *f, const rt_stats *stats)
+{
+    const char *at = (const char *)stats + f->offset;
+    switch (f->kind) {
+    case FIELD_INT:
+        return json_integer(*(const int *)(const void *)at);
+    case FIELD_COUNT:
+        return json_integer((json_int_t) * (const uint64_t *)(const void *)at);
+    case FIELD_REAL:
+        break;
+    }
+    const double value = *(const double *)(const void *)at;
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+static json_t *stats_object(const rt_stats *stats)
+{
+    json_t *object = json_object();
+    for (size_t i = 0; object && i < FIELDS; i++) {
+        if (json_object_set_new(object, fields[i].key, field_value(&fields[i], stats)) != 0) {
+            json_decref(object);
+            return NULL;
+        }
+    }
+    return object;
+}
+
+static json_t *ids_array(const int32_t *ids, size_t n)
+{
+    json_t *array = json_array();
+    for (size_t i = 0; array && i < n; i++) {
+        if (json_array_append_new(array, json_integer(ids[i])) != 0) {
+            json_decref(array);
+            return NULL;
+        }
+    }
+    return array;
+}
+
+rt_status app_report_result(const rt_result *result, const char *finish, json_t **out)
+{
+    // json_pack takes the references over, and fails when one of them is NULL.
+    json_t *object =
+        json_pack("{s:s%, s:o, s:s, s:{s:i, s:i}, s:o}", "text", result->text, result->text_len,
+                  "token_ids", ids_array(result->ids, result->ids_len), "finish_reason", finish,
+                  "usage", "prompt_tokens", result->prompt_tokens, "completion_tokens",
+                  result->completion_tokens, "stats", stats_object(&result->stats));
+    if (!object)
+        return RT_FAIL(RT_ERR_INTERNAL, "result: no memory, or text that is not UTF-8");
+    *out = object;
+    return RT_OK;
+}
+
+static rt_status write_failed(const char *path)
+{
+    return RT_FAIL(RT_ERR_IO, "%s: cannot write: %s",
+                   strcmp(path, "-") == 0 ? "standard output" : path, strerror(errno));
+}
+
+rt_status app_report_write(const json_t *value, const char *path)
+{
+    const bool standard = strcmp(path, "-") == 0;
+    FILE *file = standard ? stdout : fopen(path, "w");
+    if (!file)
+        return write_failed(path);
+    const size_t flags = JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(DIGITS);
+    errno = 0;
+    bool failed = json_dumpf(value, file, flags) != 0 || fputc('\n', file) == EOF;
+    failed |= (standard ? fflush(file) : fclose(file)) != 0;
+    return failed ? write_failed(path) : RT_OK;
+}
+
+rt_status app_report_table(FILE *to, const char *const *cells, size_t rows, size_t columns)
+{
+    size_t *width;
+    RT_TRY(RT_ALLOC(width, columns, "table"));
+    for (size_t i = 0; i < rows * columns; i++) {
+        const size_t len = cells[i] ? strlen(cells[i]) : 0;
+        if (len > width[i % columns])
+            width[i % columns] = len;
+    }
+    for (size_t i = 0; i < rows * columns; i++) {
+        const size_t column = i % columns;
+        const char *cell = cells[i] ? cells[i] : "";
+        if (column == 0)
+            fprintf(to, "%-*s", (int)width[0], cell);
+        else
+            fprintf(to, "  %*s", (int)width[column], cell);
+        if (column + 1 == columns)
+            fputc('\n', to);
+    }
+    rt_free(width);
+    return ferror(to) ? RT_FAIL(RT_ERR_IO, "table: cannot write") : RT_OK;
+}
+
+static void format_cell(const field *f, const json_t *result, char *out)
+{
+    const json_t *value = json_object_get(json_object_get(result, "stats"), f->key);
+    if (json_is_number(value))
+        snprintf(out, CELL, "%.*f", f->decimals, json_number_value(value) / f->unit);
+    else
+        snprintf(out, CELL, "-");
+}
+
+// Rows of a comparison: heading, the fields that have a label, the answer.
+typedef struct grid {
+    char (*text)[CELL]; // of one column's cell after the other
+    const char **cells;
+    size_t rows, columns;
+} grid;
+
+static void fill_column(grid *g, size_t column, json_t *const *results, const char *title)
+{
+    const json_t *result = results[column - 1];
+    size_t row = 0;
+    g->cells[column] = title;
+    for (size_t i = 0; i < FIELDS; i++) {
+        if (!fields[i].label)
+            continue;
+        row++;
+        char *text = g->text[row * g->columns + column];
+        format_cell(&fields[i], result, text);
+        g->cells[row * g->columns] = fields[i].label;
+        g->cells[row * g->columns + column] = text;
+    }
+    row++;
+    g->cells[row * g->columns] = "same answer";
+    const bool same =
+        json_equal(json_object_get(results[0], "text"), json_object_get(result, "text"));
+    g->cells[row * g->columns + column] = column == 1 ? "" : same ? "yes" : "no";
+    g->rows = row + 1;
+}
+
+rt_status app_report_compare(FILE *to, json_t *const *results, const char *const *titles,
+                             size_t count)
+{
+    grid g = {.columns = count + 1};
+    const size_t cells = (FIELDS + 2) * g.columns;
+    rt_status status;
+    RT_TRY_GOTO(status, RT_ALLOC(g.text, cells, "table"), done);
+    RT_TRY_GOTO(status, RT_ALLOC(g.cells, cells, "table"), free_text);
+    for (size_t column = 1; column < g.columns; column++)
+        fill_column(&g, column, results, titles[column - 1]);
+    // A single result has nothing to be compared with.
+    status = app_report_table(to, g.cells, count > 1 ? g.rows : g.rows - 1, g.columns);
+    rt_free(g.cells);
+free_text:
+    rt_free(g.text);
+done:
+    return status;
+}

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// The interrupt flag. A handler may only set it; the command's loop looks at it
+// between steps. mpirun passes Ctrl-C on to all ranks as SIGTERM: the ranks above 0
+// do not look, they end when rank 0 closes the engine.
+#include "launcher/app.h"
+
+#include <signal.h>
+
+static volatile sig_atomic_t caught;
+
+static void remember(int number)
+{
+    caught = number;
+}
+
+void app_catch_signals(void)
+{
+    // SA_RESETHAND: the second signal finds the default action and ends the process.
+    struct sigaction action = {.sa_handler = remember, .sa_flags = (int)SA_RESETHAND};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+int app_signal(void)
+{
+    return caught;
+}
