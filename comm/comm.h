@@ -16,6 +16,7 @@
 
 #include "kernels/kern.h"
 #include "runtime/base/status.h"
+#include "runtime/base/str.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -64,6 +65,10 @@ rt_status comm_allgather(comm *c, comm_class class, const kern_buf *src, size_t 
 
 // Control plane. Root's bytes to everyone; `n` is the same on all ranks.
 rt_status comm_ctl_bcast(comm *c, int root, void *bytes, size_t n);
+// Root's string replaces everyone's, whatever its length. More than `max` bytes is
+// RT_ERR_LIMIT on every rank, and the communicator stays usable. `max` is the same
+// on all ranks. One collective up to about 1000 bytes, two beyond.
+rt_status comm_ctl_bcast_bytes(comm *c, int root, rt_str *bytes, size_t max);
 // dst [ranks, n] on every rank.
 rt_status comm_ctl_allgather(comm *c, const void *src, size_t n, void *dst);
 rt_status comm_ctl_barrier(comm *c);

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+// Public entries of comm: argument checks, counters, call numbers, the broken
+// flag, and what both planes can express with the table alone (agreement,
+// broadcasts of variable length).
+#include "comm/comm.h"
+
+#include "comm/comm_int.h"
+#include "runtime/base/mem.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// Largest piece of one transport call: MPI counts are int.
+static const size_t CHUNK_BYTES = (size_t)1 << 30;
+
+// Longest message comm_agree carries, and the first piece of a broadcast of
+// variable length: most step commands fit, and then cost one collective.
+enum { AGREE_MESSAGE = 1024, BCAST_INLINE = 1008 };
+
+static const char *const REDUCE_NAME[COMM_CLASSES] = {
+    [COMM_HIDDEN] = "all-reduce of hidden", [COMM_MASK] = "all-reduce of mask",
+    [COMM_SCORES] = "all-reduce of scores", [COMM_CHECK] = "all-reduce of check",
+    [COMM_VOCAB] = "all-reduce of vocab",
+};
+static const char *const GATHER_NAME[COMM_CLASSES] = {
+    [COMM_HIDDEN] = "all-gather of hidden", [COMM_MASK] = "all-gather of mask",
+    [COMM_SCORES] = "all-gather of scores", [COMM_CHECK] = "all-gather of check",
+    [COMM_VOCAB] = "all-gather of vocab",
+};
+
+rt_status comm_new(double deadline, comm **out)
+{
+    comm *c = NULL;
+    RT_TRY(RT_ALLOC(c, 1, "communicator"));
+    c->ranks = 1;
+    c->local_ranks = 1;
+    c->deadline = deadline;
+    c->chunk_max = CHUNK_BYTES;
+    c->operation = "open";
+    *out = c;
+    return RT_OK;
+}
+
+rt_status comm_timeout(const comm *c)
+{
+    return RT_FAIL(RT_ERR_TIMEOUT, "rank %d: %s number %llu: no answer within %g s", c->rank,
+                   c->operation, (unsigned long long)c->number, c->deadline);
+}
+
+static rt_status begin(comm *c, const char *operation)
+{
+    if (c->broken != RT_OK)
+        return RT_FAIL(c->broken, "%s", c->cause);
+    c->operation = operation;
+    c->number++;
+    return RT_OK;
+}
+
+// A rank that failed is out of step with the others whatever the cause: there is
+// no way back into the common order.
+static rt_status finish(comm *c, rt_status status)
+{
+    if (status != RT_OK && c->broken == RT_OK) {
+        c->broken = status;
+        snprintf(c->cause, sizeof c->cause, "%s", rt_last_error());
+    }
+    return status;
+}
+
+static void count_call(comm *c, comm_class class, size_t bytes)
+{
+    c->counters[class].calls++;
+    if (c->ranks > 1)
+        c->counters[class].bytes += bytes;
+}
+
+static rt_status ctl_bcast(comm *c, const char *operation, int root, void *bytes, size_t n)
+{
+    RT_TRY(begin(c, operation));
+    if (n == 0)
+        return RT_OK;
+    return finish(c, c->ops.ctl->bcast(c, root, bytes, n));
+}
+
+static rt_status ctl_allgather(comm *c, const char *operation, const void *src, size_t n, void *dst)
+{
+    RT_TRY(begin(c, operation));
+    if (n == 0)
+        return RT_OK;
+    return finish(c, c->ops.ctl->allgather(c, src, n, dst));
+}
+
+// What follows the first piece of a variable broadcast; `in` gets the whole.
+static rt_status bcast_rest(comm *c, int root, const rt_str *bytes, size_t n, rt_str *in)
+{
+    char *whole = NULL;
+    rt_status status;
+    if (c->rank == root)
+        return ctl_bcast(c, "broadcast", root, bytes->data, n);
+    RT_TRY_GOTO(status, RT_ALLOC(whole, n, "broadcast"), out);
+    RT_TRY_GOTO(status, ctl_bcast(c, "broadcast", root, whole, n), out);
+    status = rt_str_append(in, whole, n);
+out:
+    rt_free(whole);
+    return status;
+}
+
+rt_status comm_open_world(double deadline, comm **out)
+{
+    static const char *const LAUNCHERS[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK",
+                                            "PMI_SIZE"};
+    RT_CHECK_ARG(out && isfinite(deadline) && deadline > 0);
+    bool launched = false;
+    for (size_t i = 0; i < sizeof LAUNCHERS / sizeof LAUNCHERS[0]; i++)
+        launched = launched || getenv(LAUNCHERS[i]);
+    if (!launched)
+        return comm_open_self(out);
+
+    comm *c = NULL;
+    RT_TRY(comm_new(deadline, &c));
+    rt_status status = comm_mpi_open(c);
+    if (status != RT_OK) {
+        rt_free(c);
+        return status;
+    }
+    *out = c;
+    return RT_OK;
+}
+
+void comm_close(comm *c)
+{
+    if (!c)
+        return;
+    c->operation = "close";
+    c->number++;
+    if (c->ops.data->close)
+        c->ops.data->close(c);
+    if (c->ops.ctl->close)
+        c->ops.ctl->close(c);
+    rt_free(c);
+}
+
+int comm_rank(const comm *c)
+{
+    return c->rank;
+}
+
+int comm_ranks(const comm *c)
+{
+    return c->ranks;
+}
+
+int comm_local_rank(const comm *c)
+{
+    return c->local_rank;
+}
+
+int comm_local_ranks(const comm *c)
+{
+    return c->local_ranks;
+}
+
+comm_counter comm_count(const comm *c, comm_class class)
+{
+    return c->counters[class];
+}
+
+rt_status comm_allreduce(comm *c, comm_class class, kern_buf *buf, size_t count, comm_op op)
+{
+    RT_CHECK_ARG(c && buf && (unsigned)class < COMM_CLASSES);
+    RT_CHECK_ARG(op == COMM_SUM || op == COMM_MAX);
+    kern_dtype dtype = kern_buf_dtype(buf);
+    RT_CHECK_ARG(dtype == KERN_F32 || (dtype == KERN_I32 && op == COMM_MAX));
+    RT_CHECK_ARG(count <= kern_buf_count(buf));
+    RT_TRY(begin(c, REDUCE_NAME[class]));
+    count_call(c, class, count * kern_dtype_size(dtype));
+    if (count == 0)
+        return RT_OK;
+    return finish(c, c->ops.data->allreduce(c, buf, count, op));
+}
+
+rt_status comm_allgather(comm *c, comm_class class, const kern_buf *src, size_t count,
+                         kern_buf *dst)
+{
+    RT_CHECK_ARG(c && src && dst && src != dst && (unsigned)class < COMM_CLASSES);
+    RT_CHECK_ARG(kern_buf_dtype(src) == kern_buf_dtype(dst));
+    RT_CHECK_ARG(count <= kern_buf_count(src));
+    RT_CHECK_ARG(count <= kern_buf_count(dst) / (size_t)c->ranks);
+    RT_TRY(begin(c, GATHER_NAME[class]));
+    count_call(c, class, count * kern_dtype_size(kern_buf_dtype(src)));
+    if (count == 0)
+        return RT_OK;
+    return finish(c, c->ops.data->allgather(c, src, count, dst));
+}
+
+rt_status comm_ctl_bcast(comm *c, int root, void *bytes, size_t n)
+{
+    RT_CHECK_ARG(c && (bytes || n == 0) && root >= 0 && root < c->ranks);
+    return ctl_bcast(c, "broadcast", root, bytes, n);
+}
+
+rt_status comm_ctl_bcast_bytes(comm *c, int root, rt_str *bytes, size_t max)
+{
+    RT_CHECK_ARG(c && bytes && root >= 0 && root < c->ranks);
+    struct {
+        uint64_t len;
+        char bytes[BCAST_INLINE];
+    } first = {0};
+    if (c->rank == root) {
+        first.len = bytes->len;
+        if (bytes->len > 0 && bytes->len <= sizeof first.bytes)
+            memcpy(first.bytes, bytes->data, bytes->len);
+    }
+    RT_TRY(ctl_bcast(c, "broadcast", root, &first, sizeof first));
+    // Decided after the length went round, so that every rank refuses together.
+    if (first.len > max)
+        return RT_FAIL(RT_ERR_LIMIT, "broadcast of %llu bytes from rank %d: limit is %zu",
+                       (unsigned long long)first.len, root, max);
+
+    rt_str in = {0};
+    rt_status status = RT_OK;
+    if (first.len > sizeof first.bytes)
+        status = bcast_rest(c, root, bytes, (size_t)first.len, &in);
+    else if (c->rank != root)
+        status = rt_str_append(&in, first.bytes, (size_t)first.len);
+    if (status != RT_OK) {
+        rt_str_free(&in);
+        return finish(c, status);
+    }
+    if (c->rank != root) {
+        rt_str_free(bytes);
+        *bytes = in;
+    }
+    return RT_OK;
+}
+
+rt_status comm_ctl_allgather(comm *c, const void *src, size_t n, void *dst)
+{
+    RT_CHECK_ARG(c && ((src && dst) || n == 0));
+    return ctl_allgather(c, "gather", src, n, dst);
+}
+
+rt_status comm_ctl_barrier(comm *c)
+{
+    RT_CHECK_ARG(c);
+    RT_TRY(begin(c, "barrier"));
+    return finish(c, c->ops.ctl->barrier(c));
+}
+
+rt_status comm_agree(comm *c, rt_status mine)
+{
+    RT_CHECK_ARG(c);
+    // The collectives below may replace the thread's message: keep it first.
+    char message[AGREE_MESSAGE] = "";
+    if (mine != RT_OK)
+        snprintf(message, sizeof message, "%s", rt_last_error());
+
+    int32_t *all = NULL;
+    if (RT_ALLOC(all, (size_t)c->ranks, "statuses of all ranks") != RT_OK)
+        return finish(c, RT_ERR_NOMEM);
+    int32_t own = mine;
+    rt_status status = ctl_allgather(c, "agreement", &own, sizeof own, all);
+    int root = 0;
+    while (status == RT_OK && root < c->ranks && all[root] == RT_OK)
+        root++;
+    rt_status theirs = status == RT_OK && root < c->ranks ? (rt_status)all[root] : RT_OK;
+    rt_free(all);
+    if (status != RT_OK || theirs == RT_OK)
+        return status;
+    RT_TRY(ctl_bcast(c, "agreement", root, message, sizeof message));
+    message[sizeof message - 1] = '\0';
+    return RT_FAIL(theirs, "%s", message);
+}
+
+void comm_abort(comm *c)
+{
+    if (c && c->ops.ctl->abort)
+        c->ops.ctl->abort(c);
+}

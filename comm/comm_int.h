@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// Inside comm: the communicator and the table of operations a backend fills.
+//
+// comm.c checks arguments, counts, numbers the calls and keeps the broken flag;
+// backends only move data. The table has two halves with a state each, so that a
+// backend for device memory can replace the data plane and keep the control plane
+// of the backend that started the job.
+#ifndef COMM_COMM_INT_H
+#define COMM_COMM_INT_H
+
+#include "comm/comm.h"
+
+// Called with checked arguments, count > 0, and on every rank in the same order.
+// A failure is final: comm.c marks the communicator broken with its message.
+typedef struct comm_data_ops {
+    rt_status (*allreduce)(comm *c, kern_buf *buf, size_t count, comm_op op);
+    rt_status (*allgather)(comm *c, const kern_buf *src, size_t count, kern_buf *dst);
+    void (*close)(comm *c); // frees data_state
+} comm_data_ops;
+
+typedef struct comm_ctl_ops {
+    rt_status (*bcast)(comm *c, int root, void *bytes, size_t n);
+    rt_status (*allgather)(comm *c, const void *src, size_t n, void *dst);
+    rt_status (*barrier)(comm *c);
+    void (*abort)(comm *c); // returns only when there is nothing to end
+    void (*close)(comm *c); // ends the job's transport, frees ctl_state
+} comm_ctl_ops;
+
+typedef struct comm_ops {
+    const comm_data_ops *data;
+    const comm_ctl_ops *ctl;
+} comm_ops;
+
+enum { COMM_CAUSE_MAX = 1024 };
+
+struct comm {
+    comm_ops ops;
+    void *data_state, *ctl_state; // of the two halves
+    int rank, ranks, local_rank, local_ranks;
+    double deadline;  // seconds of one wait
+    size_t chunk_max; // most bytes handed to the transport in one piece
+    comm_counter counters[COMM_CLASSES];
+
+    // The collective that runs or ran last, for messages.
+    const char *operation;
+    uint64_t number; // counts from 1, the same on every rank
+
+    rt_status broken; // RT_OK, or what every call returns from now on
+    char cause[COMM_CAUSE_MAX];
+};
+
+// A communicator without backend; its owner fills ops and the ranks.
+rt_status comm_new(double deadline, comm **out);
+// Message and code of a wait that reached the deadline in the current operation.
+rt_status comm_timeout(const comm *c);
+
+// Data plane of one rank, on any device.
+extern const comm_data_ops comm_self_data;
+// Starts MPI and fills both halves. On failure MPI may be left running: the
+// program ends without MPI_Finalize, and mpirun ends the job.
+rt_status comm_mpi_open(comm *c);
+
+#endif

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+// MPI backend: both planes on host memory, so the data plane serves CPU buffers.
+//
+// No call blocks inside MPI: every collective is started in its nonblocking form
+// and tested until the deadline. A request that ran out of time is left as it is;
+// its buffers may still be written if MPI is called again, which after a failure
+// only comm_abort does.
+//
+// Identical bits on all ranks. MPI asks implementations to give every rank the
+// same result of MPI_Allreduce and Open MPI's nonblocking algorithms do: binomial,
+// ring and Rabenseifner compute each element once, in one order, and distribute
+// it; recursive doubling has both partners of a step combine the same two values,
+// and f32 addition and maximum commute. tests/mpi/test_comm.c compares the bits.
+#include "comm/comm_int.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/log.h"
+#include "runtime/base/mem.h"
+
+#include <mpi.h>
+#include <sched.h>
+
+// A wait first polls, which answers fastest; then gives the core away between
+// polls, because ranks may outnumber cores; then sleeps, so that ranks that wait
+// for work leave the machine to others.
+static const double SPIN_SECONDS = 20e-6, YIELD_SECONDS = 10e-3, NAP_SECONDS = 100e-6;
+
+typedef struct mpi_state {
+    MPI_Comm data, ctl; // own contexts: the planes never match each other's messages
+} mpi_state;
+
+static rt_status check(const comm *c, int code, const char *call)
+{
+    if (code == MPI_SUCCESS)
+        return RT_OK;
+    char text[MPI_MAX_ERROR_STRING] = "";
+    int len = 0;
+    if (MPI_Error_string(code, text, &len) != MPI_SUCCESS)
+        len = 0;
+    return RT_FAIL(RT_ERR_COMM, "rank %d: %s number %llu: %s: %.*s", c->rank, c->operation,
+                   (unsigned long long)c->number, call, len, text);
+}
+
+static rt_status wait(const comm *c, MPI_Request *request)
+{
+    double start = rt_clock_now();
+    for (;;) {
+        int done = 0;
+        RT_TRY(check(c, MPI_Test(request, &done, MPI_STATUS_IGNORE), "MPI_Test"));
+        if (done)
+            return RT_OK;
+        double waited = rt_clock_now() - start;
+        if (waited > c->deadline)
+            return comm_timeout(c);
+        if (waited > YIELD_SECONDS)
+            rt_clock_sleep(NAP_SECONDS);
+        else if (waited > SPIN_SECONDS)
+            sched_yield();
+    }
+}
+
+// dst [ranks, n] in pieces of at most chunk_max bytes per rank. A piece is one
+// element of a type whose extent is a whole row of dst.
+static rt_status gather_pieces(const comm *c, MPI_Comm world, const char *src, size_t n, char *dst)
+{
+    for (size_t first = 0; first < n; first += c->chunk_max) {
+        int piece = (int)(n - first < c->chunk_max ? n - first : c->chunk_max);
+        MPI_Datatype bytes, row;
+        RT_TRY(check(c, MPI_Type_contiguous(piece, MPI_BYTE, &bytes), "MPI_Type_contiguous"));
+        RT_TRY(check(c, MPI_Type_create_resized(bytes, 0, (MPI_Aint)n, &row),
+                     "MPI_Type_create_resized"));
+        RT_TRY(check(c, MPI_Type_commit(&row), "MPI_Type_commit"));
+        MPI_Request request;
+        RT_TRY(check(
+            c, MPI_Iallgather(src + first, piece, MPI_BYTE, dst + first, 1, row, world, &request),
+            "MPI_Iallgather"));
+        RT_TRY(wait(c, &request));
+        MPI_Type_free(&row);
+        MPI_Type_free(&bytes);
+    }
+    return RT_OK;
+}
+
+static rt_status gather(const comm *c, MPI_Comm world, const void *src, size_t n, void *dst)
+{
+    if (n > c->chunk_max)
+        return gather_pieces(c, world, src, n, dst);
+    MPI_Request request;
+    RT_TRY(check(c, MPI_Iallgather(src, (int)n, MPI_BYTE, dst, (int)n, MPI_BYTE, world, &request),
+                 "MPI_Iallgather"));
+    return wait(c, &request);
+}
+
+static rt_status data_allreduce(comm *c, kern_buf *buf, size_t count, comm_op op)
+{
+    const mpi_state *s = c->data_state;
+    kern_dtype dtype = kern_buf_dtype(buf);
+    size_t size = kern_dtype_size(dtype), most = c->chunk_max / size;
+    MPI_Datatype type = dtype == KERN_I32 ? MPI_INT32_T : MPI_FLOAT;
+    MPI_Op how = op == COMM_MAX ? MPI_MAX : MPI_SUM;
+    char *data = kern_buf_ptr(buf);
+    for (size_t first = 0; first < count; first += most) {
+        size_t n = count - first < most ? count - first : most;
+        MPI_Request request;
+        RT_TRY(check(
+            c,
+            MPI_Iallreduce(MPI_IN_PLACE, data + first * size, (int)n, type, how, s->data, &request),
+            "MPI_Iallreduce"));
+        RT_TRY(wait(c, &request));
+    }
+    return RT_OK;
+}
+
+static rt_status data_allgather(comm *c, const kern_buf *src, size_t count, kern_buf *dst)
+{
+    const mpi_state *s = c->data_state;
+    size_t n = count * kern_dtype_size(kern_buf_dtype(src));
+    return gather(c, s->data, kern_buf_ptr(src), n, kern_buf_ptr(dst));
+}
+
+static rt_status ctl_bcast(comm *c, int root, void *bytes, size_t n)
+{
+    const mpi_state *s = c->ctl_state;
+    char *data = bytes;
+    for (size_t first = 0; first < n; first += c->chunk_max) {
+        int piece = (int)(n - first < c->chunk_max ? n - first : c->chunk_max);
+        MPI_Request request;
+        RT_TRY(check(c, MPI_Ibcast(data + first, piece, MPI_BYTE, root, s->ctl, &request),
+                     "MPI_Ibcast"));
+        RT_TRY(wait(c, &request));
+    }
+    return RT_OK;
+}
+
+static rt_status ctl_allgather(comm *c, const void *src, size_t n, void *dst)
+{
+    const mpi_state *s = c->ctl_state;
+    return gather(c, s->ctl, src, n, dst);
+}
+
+static rt_status ctl_barrier(comm *c)
+{
+    const mpi_state *s = c->ctl_state;
+    MPI_Request request;
+    RT_TRY(check(c, MPI_Ibarrier(s->ctl, &request), "MPI_Ibarrier"));
+    return wait(c, &request);
+}
+
+static void ctl_abort(comm *c)
+{
+    if (c->ranks > 1)
+        MPI_Abort(MPI_COMM_WORLD, 1);
+}
+
+// MPI_Finalize waits for all ranks without a deadline, so the ranks meet in a
+// barrier that has one; whoever cannot ends the job instead of hanging.
+static void ctl_close(comm *c)
+{
+    mpi_state *s = c->ctl_state;
+    if (c->ranks > 1 && c->broken == RT_OK && ctl_barrier(c) != RT_OK) {
+        rt_log(RT_LOG_ERROR, "%s", rt_last_error());
+        ctl_abort(c);
+    }
+    if (c->broken != RT_OK)
+        ctl_abort(c);
+    MPI_Comm_free(&s->data);
+    MPI_Comm_free(&s->ctl);
+    rt_free(s);
+    MPI_Finalize();
+}
+
+// Both planes share one state, which ctl_close frees.
+static const comm_data_ops mpi_data = {
+    .allreduce = data_allreduce,
+    .allgather = data_allgather,
+};
+
+static const comm_ctl_ops mpi_ctl = {
+    .bcast = ctl_bcast,
+    .allgather = ctl_allgather,
+    .barrier = ctl_barrier,
+    .abort = ctl_abort,
+    .close = ctl_close,
+};
+
+static rt_status start_mpi(comm *c)
+{
+    int running = 0, provided = 0;
+    RT_TRY(check(c, MPI_Initialized(&running), "MPI_Initialized"));
+    if (running)
+        return RT_FAIL(RT_ERR_INVALID, "comm_open_world: MPI was started before");
+    RT_TRY(
+        check(c, MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread"));
+    if (provided < MPI_THREAD_FUNNELED)
+        return RT_FAIL(RT_ERR_UNSUPPORTED, "MPI offers thread level %d, MPI_THREAD_FUNNELED is %d",
+                       provided, MPI_THREAD_FUNNELED);
+    RT_TRY(check(c, MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN),
+                 "MPI_Comm_set_errhandler"));
+    RT_TRY(check(c, MPI_Comm_rank(MPI_COMM_WORLD, &c->rank), "MPI_Comm_rank"));
+    return check(c, MPI_Comm_size(MPI_COMM_WORLD, &c->ranks), "MPI_Comm_size");
+}
+
+static rt_status duplicate(const comm *c, MPI_Comm *out)
+{
+    MPI_Request request;
+    RT_TRY(check(c, MPI_Comm_idup(MPI_COMM_WORLD, out, &request), "MPI_Comm_idup"));
+    RT_TRY(wait(c, &request));
+    return check(c, MPI_Comm_set_errhandler(*out, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+}
+
+static rt_status find_local(comm *c)
+{
+    MPI_Comm local;
+    RT_TRY(check(
+        c, MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local),
+        "MPI_Comm_split_type"));
+    RT_TRY(check(c, MPI_Comm_rank(local, &c->local_rank), "MPI_Comm_rank"));
+    RT_TRY(check(c, MPI_Comm_size(local, &c->local_ranks), "MPI_Comm_size"));
+    return check(c, MPI_Comm_free(&local), "MPI_Comm_free");
+}
+
+rt_status comm_mpi_open(comm *c)
+{
+    RT_TRY(start_mpi(c));
+    mpi_state *s = NULL;
+    rt_status status;
+    RT_TRY(RT_ALLOC(s, 1, "MPI state"));
+    RT_TRY_GOTO(status, duplicate(c, &s->data), fail);
+    RT_TRY_GOTO(status, duplicate(c, &s->ctl), fail);
+    RT_TRY_GOTO(status, find_local(c), fail);
+    c->ops = (comm_ops){.data = &mpi_data, .ctl = &mpi_ctl};
+    c->data_state = s;
+    c->ctl_state = s;
+    return RT_OK;
+fail:
+    rt_free(s);
+    return status;
+}
