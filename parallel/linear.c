@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tensor-parallel linears: a kernel on the local shard, then at most one sum.
+#include "parallel/linear.h"
+
+rt_status par_linear_column(const par_group *g, const kern_linear_args *args)
+{
+    RT_CHECK_ARG(g && args);
+    return kern_linear(g->dev, args);
+}
+
+rt_status par_linear_row(const par_group *g, const kern_linear_args *args)
+{
+    RT_CHECK_ARG(g && args && !args->bias); // every rank would add it
+    RT_TRY(kern_linear(g->dev, args));
+    return comm_allreduce(g->comm, COMM_HIDDEN, args->y, (size_t)args->rows * (size_t)args->n,
+                          COMM_SUM);
+}
+
+rt_status par_embed(const par_group *g, const kern_embed_args *args)
+{
+    RT_CHECK_ARG(g && args);
+    // Exact: all ranks but the owner of the row contribute zeros.
+    RT_TRY(kern_embed(g->dev, args));
+    return comm_allreduce(g->comm, COMM_HIDDEN, args->out, (size_t)args->rows * (size_t)args->cols,
+                          COMM_SUM);
+}
