@@ -59,7 +59,7 @@ const char *app_nearest(const char *text, const char *const *names, size_t n)
         if (len >= 3 && strncmp(names[i], text, len) == 0)
             return names[i];
     const char *best = NULL;
-    size_t best_distance = len / 2 + 2; // further away is no help
+    size_t best_distance = len / 3 + 2; // as far away or further is no help
     for (size_t i = 0; i < n; i++) {
         if (strlen(names[i]) > NAME_MAX_LEN)
             continue;
