@@ -47,14 +47,15 @@ struct kern_buf {
     X(unmask, kern_unmask_args)
 
 typedef struct kern_ops {
-    // Device and buffers. `alloc` gives zeroed memory; `write` and `read` take
-    // byte offsets and counts that lie within the buffer.
+    // Device and buffers. `alloc` gives zeroed memory; `write`, `read` and `zero`
+    // take byte offsets and counts that lie within the buffer.
     void (*close)(kern_dev *dev); // frees what the backend attached to the device
     kern_dtype (*weight_dtype)(const kern_dev *dev, kern_dtype stored);
     rt_status (*alloc)(kern_dev *dev, size_t bytes, const char *what, void **out);
     void (*release)(kern_dev *dev, void *ptr);
     rt_status (*write)(kern_buf *dst, size_t offset, const void *src, size_t bytes);
     rt_status (*read)(const kern_buf *src, size_t offset, void *dst, size_t bytes);
+    rt_status (*zero)(kern_buf *buf, size_t bytes);
     rt_status (*upload)(kern_dev *dev, const kern_upload_args *args);
     rt_status (*sync)(kern_dev *dev);
 #define KERN_OPS_MEMBER(name, args) rt_status (*name)(kern_dev * dev, const args *);
@@ -110,10 +111,18 @@ float *kern_cpu_scratch(kern_dev *dev, int thread, size_t floats);
 // RT_ERR_LIMIT, naming the operation, if a thread of `op` needs more than there is.
 rt_status kern_cpu_scratch_check(const char *op, size_t floats);
 
+// Runs fn(ctx, item, thread) for every item, over the pool if `work` (floats
+// touched, all items together) is worth waking it.
+void kern_cpu_run(kern_dev *dev, size_t items, size_t work, rt_pool_fn *fn, void *ctx);
+
 #define KERN_CPU_PROTOTYPE(name, args) rt_status kern_cpu_##name(kern_dev *dev, const args *);
 KERN_OPS_MAP(KERN_CPU_PROTOTYPE)
 #undef KERN_CPU_PROTOTYPE
 
 rt_status kern_cpu_upload(kern_dev *dev, const kern_upload_args *args);
+
+// ---- CUDA backend, in builds with LOSA_CUDA --------------------------------------
+
+rt_status kern_cuda_attach(kern_dev *dev, const kern_dev_options *options);
 
 #endif

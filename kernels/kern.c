@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// Devices and buffers: checks, then the backend's table.
+#include "kernels/kern_int.h"
+#include "runtime/base/mem.h"
+
+#include <string.h>
+
+size_t kern_dtype_size(kern_dtype dtype)
+{
+    switch (dtype) {
+    case KERN_F32:
+    case KERN_I32:
+        return 4;
+    case KERN_BF16:
+    case KERN_F16:
+        return 2;
+    case KERN_I64:
+        return 8;
+    }
+    return 0;
+}
+
+const char *kern_dtype_name(kern_dtype dtype)
+{
+    switch (dtype) {
+    case KERN_F32:
+        return "f32";
+    case KERN_BF16:
+        return "bf16";
+    case KERN_F16:
+        return "f16";
+    case KERN_I32:
+        return "i32";
+    case KERN_I64:
+        return "i64";
+    }
+    return "unknown type";
+}
+
+static rt_status attach(kern_dev *dev, const kern_dev_options *options)
+{
+    if (options->kind == KERN_CPU)
+        return kern_cpu_attach(dev, options);
+#ifdef LOSA_CUDA
+    if (options->kind == KERN_CUDA)
+        return kern_cuda_attach(dev, options);
+#endif
+    return RT_FAIL(RT_ERR_UNSUPPORTED, "kern_dev_open: this build has no device of kind %d",
+                   (int)options->kind);
+}
+
+rt_status kern_dev_open(const kern_dev_options *options, kern_dev **out)
+{
+    RT_CHECK_ARG(options && out);
+    RT_CHECK_ARG(options->threads >= 1);
+    RT_CHECK_ARG(options->index >= 0);
+    kern_dev *dev;
+    RT_TRY(RT_ALLOC(dev, 1, "device"));
+    dev->kind = options->kind;
+    dev->index = options->index;
+    rt_status status;
+    RT_TRY_GOTO(status, attach(dev, options), free_dev);
+    *out = dev;
+    return RT_OK;
+free_dev:
+    rt_free(dev);
+    return status;
+}
+
+void kern_dev_close(kern_dev *dev)
+{
+    if (!dev)
+        return;
+    dev->ops->close(dev);
+    rt_free(dev);
+}
+
+kern_kind kern_dev_kind(const kern_dev *dev)
+{
+    return dev->kind;
+}
+
+kern_dtype kern_dev_weight_dtype(const kern_dev *dev, kern_dtype stored)
+{
+    return dev->ops->weight_dtype(dev, stored);
+}
+
+rt_status kern_buf_new(kern_dev *dev, kern_dtype dtype, size_t count, const char *what,
+                       kern_buf **out)
+{
+    RT_CHECK_ARG(dev && what && out);
+    const size_t size = kern_dtype_size(dtype);
+    if (size == 0)
+        return RT_FAIL(RT_ERR_INVALID, "kern_buf_new: %s: dtype %d", what, (int)dtype);
+    if (count > SIZE_MAX / size)
+        return RT_FAIL(RT_ERR_NOMEM, "out of memory: %s: %zu elements of %zu bytes", what, count,
+                       size);
+    kern_buf *buf;
+    RT_TRY(RT_ALLOC(buf, 1, what));
+    *buf = (kern_buf){.dev = dev, .dtype = dtype, .count = count};
+    rt_status status;
+    RT_TRY_GOTO(status, dev->ops->alloc(dev, count * size, what, &buf->ptr), free_buf);
+    *out = buf;
+    return RT_OK;
+free_buf:
+    rt_free(buf);
+    return status;
+}
+
+void kern_buf_free(kern_buf *buf)
+{
+    if (!buf)
+        return;
+    buf->dev->ops->release(buf->dev, buf->ptr);
+    rt_free(buf);
+}
+
+size_t kern_buf_count(const kern_buf *buf)
+{
+    return buf->count;
+}
+
+kern_dtype kern_buf_dtype(const kern_buf *buf)
+{
+    return buf->dtype;
+}
+
+void *kern_buf_ptr(const kern_buf *buf)
+{
+    return buf->ptr;
+}
+
+static rt_status check_span(const char *op, const kern_buf *buf, size_t first, size_t count)
+{
+    if (first > buf->count || count > buf->count - first)
+        return RT_FAIL(RT_ERR_INVALID, "%s: elements [%zu, +%zu) of a buffer of %zu", op, first,
+                       count, buf->count);
+    return RT_OK;
+}
+
+rt_status kern_write(kern_buf *dst, size_t first, const void *src, size_t count)
+{
+    RT_CHECK_ARG(dst);
+    RT_CHECK_ARG(src || count == 0);
+    RT_TRY(check_span("kern_write", dst, first, count));
+    const size_t size = kern_dtype_size(dst->dtype);
+    return count ? dst->dev->ops->write(dst, first * size, src, count * size) : RT_OK;
+}
+
+rt_status kern_read(const kern_buf *src, size_t first, void *dst, size_t count)
+{
+    RT_CHECK_ARG(src);
+    RT_CHECK_ARG(dst || count == 0);
+    RT_TRY(check_span("kern_read", src, first, count));
+    const size_t size = kern_dtype_size(src->dtype);
+    return count ? src->dev->ops->read(src, first * size, dst, count * size) : RT_OK;
+}
+
+rt_status kern_fill_zero(kern_buf *buf, size_t count)
+{
+    RT_CHECK_ARG(buf);
+    RT_TRY(check_span("kern_fill_zero", buf, 0, count));
+    return count ? buf->dev->ops->zero(buf, count * kern_dtype_size(buf->dtype)) : RT_OK;
+}
+
+rt_status kern_sync(kern_dev *dev)
+{
+    RT_CHECK_ARG(dev);
+    return dev->ops->sync(dev);
+}
+
+rt_status kern_upload(const kern_upload_args *args)
+{
+    RT_CHECK_ARG(args && args->dst);
+    if (args->dtype != KERN_F32 && args->dtype != KERN_BF16 && args->dtype != KERN_F16)
+        return RT_FAIL(RT_ERR_INVALID, "kern_upload: dtype is %s, want f32, bf16 or f16",
+                       kern_dtype_name(args->dtype));
+    if (args->rows == 0 || args->cols == 0)
+        return RT_OK;
+    RT_CHECK_ARG(args->src);
+    RT_CHECK_ARG(args->rows == 1 || args->stride >= args->cols);
+    RT_CHECK_ARG(args->rows <= SIZE_MAX / args->cols);
+    RT_TRY(check_span("kern_upload", args->dst, args->first, args->rows * args->cols));
+    return args->dst->dev->ops->upload(args->dst->dev, args);
+}
