@@ -80,7 +80,7 @@ rt_status kern_upload(const kern_upload_args *args);
 // or the block being denoised; its rows are whole blocks. A token at position p
 // attends to its prefix, the tokens before its block [0, p / block * block),
 // through the KV pages, and to its whole own block through the rows of this
-// batch. Rows to be committed are written to the pages before attention, so the
+// batch; only the last block of a request may be partial. Rows to be committed are written to the pages before attention, so the
 // rows of a later segment of the same request may have them in their prefix.
 //
 // The first `sparse_segs` segments (the first `sparse_rows` rows) are the ones

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/engine/batch.h"
+
+#include "runtime/base/mem.h"
+
+#include <string.h>
+
+static size_t capacity(const rt_batch *b, int array)
+{
+    switch (array) {
+    case RT_BATCH_SEG_ROW0:
+        return (size_t)b->max_segs + 1;
+    case RT_BATCH_SEG_KIND:
+        return (size_t)b->max_segs;
+    case RT_BATCH_PAGE_TABLE:
+        return (size_t)b->max_segs * (size_t)b->max_pages;
+    default:
+        return (size_t)b->max_rows;
+    }
+}
+
+static rt_status open_arrays(kern_dev *dev, rt_batch *b)
+{
+    for (int i = 0; i < RT_BATCH_ARRAYS; i++) {
+        RT_TRY(RT_ALLOC(b->host[i], capacity(b, i), "batch"));
+        RT_TRY(kern_buf_new(dev, KERN_I32, capacity(b, i), "batch", &b->device[i]));
+    }
+    b->kern = (kern_batch){
+        .ids = b->device[RT_BATCH_IDS],
+        .pos = b->device[RT_BATCH_POS],
+        .row_state = b->device[RT_BATCH_ROW_STATE],
+        .row_seg = b->device[RT_BATCH_ROW_SEG],
+        .seg_row0 = b->device[RT_BATCH_SEG_ROW0],
+        .seg_kind = b->device[RT_BATCH_SEG_KIND],
+        .page_table = b->device[RT_BATCH_PAGE_TABLE],
+        .kv_slot = b->device[RT_BATCH_KV_SLOT],
+        .cache_slot = b->device[RT_BATCH_CACHE_SLOT],
+    };
+    return RT_OK;
+}
+
+rt_status rt_batch_open(kern_dev *dev, int max_rows, int max_segs, int max_pages, rt_batch *out)
+{
+    *out = (rt_batch){.max_rows = max_rows, .max_segs = max_segs, .max_pages = max_pages};
+    const rt_status status = open_arrays(dev, out);
+    if (status != RT_OK)
+        rt_batch_close(out);
+    return status;
+}
+
+void rt_batch_close(rt_batch *b)
+{
+    for (int i = 0; i < RT_BATCH_ARRAYS; i++) {
+        rt_free(b->host[i]);
+        kern_buf_free(b->device[i]);
+    }
+    *b = (rt_batch){0};
+}
+
+int rt_segment_denoised(const Pb__Segment *s, int block)
+{
+    return s->kind == KERN_SEG_FIRST || s->kind == KERN_SEG_STEP ? block : 0;
+}
+
+static void fill_row(rt_batch *b, const rt_batch_args *args, int seg, int row, int pos)
+{
+    const Pb__Segment *s = args->segments[seg];
+    const rt_slot *slot = &args->slots[s->slot];
+    const int end = (int)(s->first + s->count);
+    const bool denoised = pos >= end - rt_segment_denoised(s, args->block);
+    b->host[RT_BATCH_IDS][row] = slot->ids[pos];
+    b->host[RT_BATCH_POS][row] = pos;
+    b->host[RT_BATCH_ROW_STATE][row] = slot->state[pos];
+    b->host[RT_BATCH_ROW_SEG][row] = seg;
+    b->host[RT_BATCH_KV_SLOT][row] =
+        denoised ? -1 : slot->pages[pos / args->page] * args->page + pos % args->page;
+    b->host[RT_BATCH_CACHE_SLOT][row] =
+        denoised && args->use_cache ? (int32_t)s->slot * args->block + pos % args->block : -1;
+}
+
+// Pages a segment can refer to: its prefix, and what it writes.
+static int segment_pages(const Pb__Segment *s, int page)
+{
+    return ((int)(s->first + s->count) + page - 1) / page;
+}
+
+static void fill_segments(rt_batch *b, const rt_batch_args *args)
+{
+    int row = 0;
+    for (int i = 0; i < args->count; i++) {
+        const Pb__Segment *s = args->segments[i];
+        b->host[RT_BATCH_SEG_ROW0][i] = row;
+        b->host[RT_BATCH_SEG_KIND][i] = (int32_t)s->kind;
+        memcpy(b->host[RT_BATCH_PAGE_TABLE] + (size_t)i * (size_t)b->kern.max_pages,
+               args->slots[s->slot].pages, (size_t)segment_pages(s, args->page) * sizeof(int32_t));
+        for (uint32_t j = 0; j < s->count; j++)
+            fill_row(b, args, i, row++, (int)(s->first + j));
+        if (i < args->sparse)
+            b->kern.sparse_rows = row;
+    }
+    b->host[RT_BATCH_SEG_ROW0][args->count] = row;
+}
+
+// Counts rows and the longest page table; checks them against the capacities.
+static rt_status measure(rt_batch *b, const rt_batch_args *args)
+{
+    int rows = 0, pages = 1;
+    for (int i = 0; i < args->count; i++) {
+        const Pb__Segment *s = args->segments[i];
+        const int need = segment_pages(s, args->page);
+        rows += (int)s->count;
+        pages = need > pages ? need : pages;
+    }
+    if (rows > b->max_rows || args->count > b->max_segs || pages > b->max_pages)
+        return RT_FAIL(RT_ERR_INTERNAL,
+                       "a step of %d rows, %d segments, %d pages for a batch of %d, "
+                       "%d, %d",
+                       rows, args->count, pages, b->max_rows, b->max_segs, b->max_pages);
+    b->kern.rows = rows;
+    b->kern.segs = args->count;
+    b->kern.sparse_rows = 0;
+    b->kern.sparse_segs = args->sparse;
+    b->kern.block = args->block;
+    b->kern.page = args->page;
+    b->kern.max_pages = pages;
+    return RT_OK;
+}
+
+static size_t used(const rt_batch *b, int array)
+{
+    switch (array) {
+    case RT_BATCH_SEG_ROW0:
+        return (size_t)b->kern.segs + 1;
+    case RT_BATCH_SEG_KIND:
+        return (size_t)b->kern.segs;
+    case RT_BATCH_PAGE_TABLE:
+        return (size_t)b->kern.segs * (size_t)b->kern.max_pages;
+    default:
+        return (size_t)b->kern.rows;
+    }
+}
+
+rt_status rt_batch_build(rt_batch *b, const rt_batch_args *args)
+{
+    RT_TRY(measure(b, args));
+    fill_segments(b, args);
+    for (int i = 0; i < RT_BATCH_ARRAYS; i++)
+        RT_TRY(kern_write(b->device[i], 0, b->host[i], used(b, i)));
+    return RT_OK;
+}

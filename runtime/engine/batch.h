@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Turns the segments of a step command into the device arrays of a kern_batch.
+// Host copies of all arrays are kept: the engine reads rows and segments back.
+#ifndef RUNTIME_ENGINE_BATCH_H
+#define RUNTIME_ENGINE_BATCH_H
+
+#include "kernels/kern.h"
+#include "runtime/engine/slot.h"
+
+enum {
+    RT_BATCH_IDS,
+    RT_BATCH_POS,
+    RT_BATCH_ROW_STATE,
+    RT_BATCH_ROW_SEG,
+    RT_BATCH_SEG_ROW0,
+    RT_BATCH_SEG_KIND,
+    RT_BATCH_PAGE_TABLE,
+    RT_BATCH_KV_SLOT,
+    RT_BATCH_CACHE_SLOT,
+    RT_BATCH_ARRAYS
+};
+
+typedef struct rt_batch {
+    int max_rows, max_segs, max_pages; // capacities; max_pages of one request
+    int32_t *host[RT_BATCH_ARRAYS];
+    kern_buf *device[RT_BATCH_ARRAYS];
+    kern_batch kern; // points at `device`
+} rt_batch;
+
+rt_status rt_batch_open(kern_dev *dev, int max_rows, int max_segs, int max_pages, rt_batch *out);
+void rt_batch_close(rt_batch *b); // safe on a zero struct
+
+// Rows at the end of a segment that are being denoised: one block, or none. The
+// rows before them are committed: a FIRST segment may begin with the finished
+// block, whose K,V are then written by the same forward.
+int rt_segment_denoised(const Pb__Segment *s, int block);
+
+typedef struct rt_batch_args {
+    const Pb__Segment *const *segments; // sparse ones first
+    int count, sparse;
+    const rt_slot *slots;
+    int block, page;
+    bool use_cache; // rows being denoised get a row of the prefix cache
+} rt_batch_args;
+rt_status rt_batch_build(rt_batch *b, const rt_batch_args *args);
+
+#endif

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/engine/engine_int.h"
+
+#include "runtime/base/file.h"
+#include "runtime/base/log.h"
+#include "runtime/base/mem.h"
+#include "runtime/base/pool.h"
+
+#include <limits.h>
+
+rt_engine_options rt_engine_options_default(void)
+{
+    return (rt_engine_options){
+        .device = KERN_CPU,
+        .mask_id = -1,
+        .max_sessions = 1,
+        .prefill_chunk = 512,
+        .attention = losa_config_default(),
+    };
+}
+
+rt_request rt_request_default(void)
+{
+    return (rt_request){
+        .max_tokens = 256,
+        .strategy = RT_STRATEGY_DYNAMIC,
+        .threshold = 0.9,
+        .sub_block = -1,
+        .temperature = -1,
+        .top_k = -1,
+        .top_p = -1,
+    };
+}
+
+const rt_model_config *rt_engine_model(const rt_engine *e)
+{
+    return &e->config;
+}
+
+bool rt_engine_is_root(const rt_engine *e)
+{
+    return comm_rank(e->group.comm) == 0;
+}
+
+int rt_engine_pages(const rt_engine *e, int span)
+{
+    const int page = e->options.attention.page;
+    return (span + page - 1) / page;
+}
+
+// ---- opening ---------------------------------------------------------------------------
+
+static int round_up(int n, int unit)
+{
+    return (n + unit - 1) / unit * unit;
+}
+
+static rt_status check_options(const rt_engine_options *o)
+{
+    enum { SESSIONS_MAX = 4096, CHUNK_MAX = 1 << 20 };
+    RT_CHECK_ARG(o->model_dir);
+    if (o->max_sessions < 1 || o->max_sessions > SESSIONS_MAX)
+        return RT_FAIL(RT_ERR_INVALID, "max sessions %d: must be 1 to %d", o->max_sessions,
+                       SESSIONS_MAX);
+    if (o->prefill_chunk < 1 || o->prefill_chunk > CHUNK_MAX)
+        return RT_FAIL(RT_ERR_INVALID, "prefill chunk %d: must be 1 to %d tokens", o->prefill_chunk,
+                       CHUNK_MAX);
+    if (o->context < 0)
+        return RT_FAIL(RT_ERR_INVALID, "context %d: must not be negative", o->context);
+    return losa_config_check(&o->attention);
+}
+
+// Reads the configuration; fills in what the options leave open.
+static rt_status configure(rt_engine *e, const rt_engine_options *options)
+{
+    RT_TRY(check_options(options));
+    e->options = *options;
+    const rt_config_overrides overrides = {options->block_length, options->mask_id};
+    RT_TRY(rt_config_load(options->model_dir, &overrides, &e->config));
+    const par_shape shape = {e->config.heads, e->config.kv_heads, e->config.ffn, e->config.vocab};
+    comm *c = e->group.comm;
+    RT_TRY(par_plan_make(&shape, comm_rank(c), comm_ranks(c), &e->plan));
+    if (e->options.threads == 0) {
+        const int share = rt_pool_cores() / comm_local_ranks(c);
+        e->options.threads = share > 0 ? share : 1;
+    }
+    if (e->options.context == 0)
+        e->options.context = e->config.max_positions;
+    e->prefill_chunk = round_up(options->prefill_chunk, e->config.block_length);
+    return RT_OK;
+}
+
+static rt_status open_device(rt_engine *e)
+{
+    const kern_dev_options dev = {
+        .kind = e->options.device,
+        .index = comm_local_rank(e->group.comm),
+        .threads = e->options.threads,
+    };
+    RT_TRY(kern_dev_open(&dev, &e->dev));
+    e->group.dev = e->dev;
+    return RT_OK;
+}
+
+static rt_status open_kvcache(rt_engine *e)
+{
+    // Every session may leave a part of a block and of a page unused.
+    const long long slack =
+        (long long)e->options.max_sessions * (e->config.block_length + e->options.attention.page);
+    const long long tokens = e->options.context + slack;
+    if (tokens > INT_MAX)
+        return RT_FAIL(RT_ERR_LIMIT, "context %d: too many tokens", e->options.context);
+    const rt_kvcache_shape shape = {
+        .layers = e->config.layers,
+        .kv_heads = e->plan.kv_heads.count,
+        .head_dim = e->config.head_dim,
+        .pages = rt_engine_pages(e, (int)tokens),
+        .page = e->options.attention.page,
+    };
+    return rt_kvcache_open(e->dev, &shape, &e->kv);
+}
+
+// Every session can have a finished block and an open one in a forward.
+static int max_rows(const rt_engine *e)
+{
+    return e->options.max_sessions * 2 * e->config.block_length + e->prefill_chunk;
+}
+
+static int max_head_rows(const rt_engine *e)
+{
+    const int denoised = e->options.max_sessions * e->config.block_length;
+    return denoised > RT_LOGITS_ROWS ? denoised : RT_LOGITS_ROWS;
+}
+
+static rt_status open_attention(rt_engine *e, int max_pages)
+{
+    const losa_limits limits = {
+        .layers = e->config.layers,
+        .head_dim = e->config.head_dim,
+        .hidden = e->config.hidden,
+        .block = e->config.block_length,
+        .rows = max_rows(e),
+        .segs = e->options.max_sessions,
+        .max_pages = max_pages,
+        .slots = e->options.max_sessions * e->config.block_length,
+    };
+    return losa_open(&e->group, &e->plan, &e->options.attention, &limits, &e->attention);
+}
+
+static rt_status open_model(rt_engine *e)
+{
+    const rt_model_limits limits = {
+        .positions = round_up(e->config.max_positions, e->config.block_length),
+        .rows = max_rows(e),
+        .head_rows = max_head_rows(e),
+    };
+    rt_checkpoint *ckpt;
+    RT_TRY(rt_checkpoint_open(e->options.model_dir, &ckpt));
+    const rt_status status =
+        rt_model_open(&e->group, &e->plan, &e->config, &limits, ckpt, &e->model);
+    rt_checkpoint_close(ckpt);
+    return status;
+}
+
+static rt_status open_denoise(rt_engine *e)
+{
+    const rt_denoise_shape shape = {
+        .max_rows = max_head_rows(e),
+        .max_segs = e->options.max_sessions,
+        .block = e->config.block_length,
+        .mask_id = e->config.mask_id,
+        .shifted = e->config.shifted,
+        .vocab = e->plan.vocab,
+    };
+    return rt_denoise_open(&e->group, &shape, &e->denoise);
+}
+
+// Rank 0 reads and writes text. A checkpoint without a tokenizer still takes ids.
+static rt_status open_tokenizer(rt_engine *e)
+{
+    char path[PATH_MAX];
+    RT_TRY(rt_path_join(e->options.model_dir, "tokenizer.json", path, sizeof path));
+    return rt_file_exists(path) ? rt_tokenizer_open(path, &e->tokenizer) : RT_OK;
+}
+
+static rt_status open_state(rt_engine *e)
+{
+    const size_t sessions = (size_t)e->options.max_sessions;
+    const int max_pages =
+        rt_engine_pages(e, round_up(e->config.max_positions, e->config.block_length));
+    RT_TRY(RT_ALLOC(e->slots, sessions, "slots"));
+    RT_TRY(RT_ALLOC(e->counts, sessions * KERN_COUNT_N, "counters"));
+    RT_TRY(RT_ALLOC(e->results, sessions * (size_t)comm_ranks(e->group.comm), "results"));
+    RT_TRY(open_kvcache(e));
+    const int pages = max_pages < e->kv.pages ? max_pages : e->kv.pages;
+    RT_TRY(rt_batch_open(e->dev, max_rows(e), e->options.max_sessions, pages, &e->batch));
+    RT_TRY(open_attention(e, pages));
+    RT_TRY(open_denoise(e));
+    return rt_engine_is_root(e) ? open_tokenizer(e) : RT_OK;
+}
+
+static rt_status open_all(rt_engine *e, const rt_engine_options *options)
+{
+    RT_TRY(configure(e, options));
+    RT_TRY(open_device(e));
+    RT_TRY(open_model(e));
+    return open_state(e);
+}
+
+static void free_all(rt_engine *e)
+{
+    while (e->sessions) {
+        rt_session *s = e->sessions;
+        e->sessions = s->next;
+        rt_session_free(s);
+    }
+    if (e->results)
+        rt_step_drop_results(e);
+    for (int i = 0; e->slots && i < e->options.max_sessions; i++)
+        rt_slot_release(&e->slots[i]);
+    rt_free(e->slots);
+    rt_free(e->counts);
+    rt_free(e->results);
+    rt_tokenizer_close(e->tokenizer);
+    kern_buf_free(e->gathered);
+    kern_buf_free(e->logits_index);
+    rt_denoise_close(e->denoise);
+    losa_close(e->attention);
+    rt_batch_close(&e->batch);
+    rt_kvcache_close(&e->kv);
+    rt_model_close(e->model);
+    kern_dev_close(e->dev);
+    rt_free(e);
+}
+
+rt_status rt_engine_open(const rt_engine_options *options, comm *c, rt_engine **out)
+{
+    rt_engine *e;
+    RT_TRY(comm_agree(c, RT_ALLOC(e, 1, "engine")));
+    e->group.comm = c;
+    // One rank's failure must not leave the others waiting in a collective.
+    const rt_status status = comm_agree(c, open_all(e, options));
+    if (status != RT_OK) {
+        free_all(e);
+        return status;
+    }
+    *out = e;
+    return RT_OK;
+}
+
+void rt_engine_close(rt_engine *e)
+{
+    if (!e)
+        return;
+    if (rt_engine_is_root(e)) {
+        Pb__Step step = PB__STEP__INIT;
+        step.sequence = ++e->sequence;
+        step.has_close = step.close = true;
+        if (rt_step_send(e, &step) != RT_OK)
+            rt_log(RT_LOG_ERROR, "closing the engine: %s", rt_last_error());
+    }
+    free_all(e);
+}
+
+rt_status rt_engine_worker(rt_engine *e)
+{
+    RT_CHECK_ARG(!rt_engine_is_root(e));
+    for (bool open = true; open;) {
+        Pb__Step *step;
+        RT_TRY(rt_step_receive(e, &step));
+        open = !step->close;
+        const rt_status status = open ? rt_step_execute(e, step) : RT_OK;
+        pb_step_free(step);
+        RT_TRY(status);
+    }
+    return RT_OK;
+}

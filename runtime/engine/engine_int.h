@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// The inside of the engine, shared by its files:
+//   engine.c     opens and closes everything, on all ranks
+//   step.c       executes one step command, the same on every rank
+//   scheduler.c  rank 0: decides the next step command
+//   session.c    rank 0: text, stops, results of one request
+//   logits.c     rank 0: the logits of a prefill
+#ifndef RUNTIME_ENGINE_ENGINE_INT_H
+#define RUNTIME_ENGINE_ENGINE_INT_H
+
+#include "runtime/engine/batch.h"
+#include "runtime/engine/denoise.h"
+#include "runtime/engine/engine.h"
+#include "runtime/engine/kvcache.h"
+#include "runtime/engine/session.h"
+#include "runtime/engine/slot.h"
+#include "runtime/model/model.h"
+#include "runtime/text/tokenizer.h"
+
+struct rt_engine {
+    rt_engine_options options; // as in force: defaults filled in
+    rt_model_config config;
+    par_group group;
+    par_plan plan;
+    int prefill_chunk;
+
+    kern_dev *dev;
+    rt_model *model;
+    losa_state *attention;
+    rt_kvcache kv;
+    rt_batch batch;
+    rt_denoise *denoise;
+    rt_slot *slots;  // [max_sessions]
+    int64_t *counts; // host copy of the plan counters, [segs, KERN_COUNT_N]
+
+    // The last step's released sessions: results of all ranks, [released, ranks].
+    Pb__Result **results;
+    int results_released;
+
+    // Rank 0 only.
+    rt_tokenizer *tokenizer;
+    rt_session *sessions; // list in order of submission
+    uint32_t next_session;
+    uint64_t sequence;
+
+    // Where rank 0 receives the rows of a logits step.
+    rt_logits_fn *emit;
+    void *emit_ctx;
+    kern_buf *gathered; // f32 [ranks, RT_LOGITS_ROWS, widest shard]; made by the first logits step
+    kern_buf *logits_index; // i32 [RT_LOGITS_ROWS], likewise
+};
+
+enum { RT_LOGITS_ROWS = 64 }; // rows of logits gathered at a time
+
+bool rt_engine_is_root(const rt_engine *e);
+
+// Rank 0: checks, broadcasts and executes a command; the others receive theirs.
+rt_status rt_step_send(rt_engine *e, const Pb__Step *step);
+rt_status rt_step_receive(rt_engine *e, Pb__Step **out);
+rt_status rt_step_execute(rt_engine *e, const Pb__Step *step);
+void rt_step_drop_results(rt_engine *e);
+
+// All ranks: the logits of the last forward's rows, handed to e->emit on rank 0.
+rt_status rt_logits_gather(rt_engine *e, int rows);
+
+// Pages a request of this span needs.
+int rt_engine_pages(const rt_engine *e, int span);
+
+#endif

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/engine/kvcache.h"
+
+#include "runtime/base/mem.h"
+
+static rt_status open_layer(kern_dev *dev, const rt_kvcache_shape *s, kern_kv *kv)
+{
+    const size_t meta = (size_t)s->pages * (size_t)s->kv_heads * (size_t)s->head_dim;
+    const size_t tokens = meta * (size_t)s->page;
+    kv->pages = s->pages;
+    kv->kv_heads = s->kv_heads;
+    kv->head_dim = s->head_dim;
+    RT_TRY(kern_buf_new(dev, KERN_F32, tokens, "KV pages", &kv->k));
+    RT_TRY(kern_buf_new(dev, KERN_F32, tokens, "KV pages", &kv->v));
+    RT_TRY(kern_buf_new(dev, KERN_F32, meta, "page metadata", &kv->kmin));
+    return kern_buf_new(dev, KERN_F32, meta, "page metadata", &kv->kmax);
+}
+
+static rt_status open_all(kern_dev *dev, const rt_kvcache_shape *s, rt_kvcache *c)
+{
+    c->layers = s->layers;
+    c->pages = s->pages;
+    c->page = s->page;
+    RT_TRY(RT_ALLOC(c->free_pages, (size_t)s->pages, "page numbers"));
+    for (int i = 0; i < s->pages; i++)
+        c->free_pages[i] = s->pages - 1 - i;
+    c->free_count = s->pages;
+    RT_TRY(RT_ALLOC(c->kv, (size_t)s->layers, "KV layers"));
+    for (int l = 0; l < s->layers; l++)
+        RT_TRY(open_layer(dev, s, &c->kv[l]));
+    return RT_OK;
+}
+
+rt_status rt_kvcache_open(kern_dev *dev, const rt_kvcache_shape *shape, rt_kvcache *out)
+{
+    *out = (rt_kvcache){0};
+    const rt_status status = open_all(dev, shape, out);
+    if (status != RT_OK)
+        rt_kvcache_close(out);
+    return status;
+}
+
+void rt_kvcache_close(rt_kvcache *c)
+{
+    for (int l = 0; c->kv && l < c->layers; l++) {
+        kern_buf_free(c->kv[l].k);
+        kern_buf_free(c->kv[l].v);
+        kern_buf_free(c->kv[l].kmin);
+        kern_buf_free(c->kv[l].kmax);
+    }
+    rt_free(c->kv);
+    rt_free(c->free_pages);
+    *c = (rt_kvcache){0};
+}
+
+void rt_kvcache_take(rt_kvcache *c, int32_t *pages, int count)
+{
+    for (int i = 0; i < count; i++)
+        pages[i] = c->free_pages[--c->free_count];
+}
+
+void rt_kvcache_give(rt_kvcache *c, const int32_t *pages, int count)
+{
+    for (int i = count - 1; i >= 0; i--)
+        c->free_pages[c->free_count++] = pages[i];
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// All logits of a prefill, for comparing with other programs: a request of its own
+// whose steps carry the `logits` flag. The shards of the vocabulary are gathered a
+// few rows at a time and put together on rank 0.
+#include "runtime/engine/engine_int.h"
+
+#include "runtime/base/mem.h"
+
+#include <string.h>
+
+// Rows of all ranks, each [rows, its shard] -> [rows, vocab].
+static rt_status join_shards(const rt_engine *e, const float *shards, size_t rows, float *out)
+{
+    const int ranks = comm_ranks(e->group.comm), vocab = e->config.vocab;
+    const par_shape shape = {e->config.heads, e->config.kv_heads, e->config.ffn, vocab};
+    par_plan first;
+    RT_TRY(par_plan_make(&shape, 0, ranks, &first));
+    for (int r = 0; r < ranks; r++) {
+        par_plan plan;
+        RT_TRY(par_plan_make(&shape, r, ranks, &plan));
+        const float *shard = shards + (size_t)r * rows * (size_t)first.vocab.count;
+        for (size_t i = 0; i < rows; i++)
+            memcpy(out + i * (size_t)vocab + plan.vocab.first, shard + i * (size_t)plan.vocab.count,
+                   (size_t)plan.vocab.count * sizeof *out);
+    }
+    return RT_OK;
+}
+
+static rt_status emit_rows(rt_engine *e, size_t rows, size_t width)
+{
+    const size_t ranks = (size_t)comm_ranks(e->group.comm);
+    float *shards = NULL, *joined = NULL;
+    rt_status status;
+    RT_TRY_GOTO(status, RT_ALLOC(shards, ranks * rows * width, "gathered logits"), free_rows);
+    RT_TRY_GOTO(status, RT_ALLOC(joined, rows * (size_t)e->config.vocab, "logits"), free_rows);
+    RT_TRY_GOTO(status, kern_read(e->gathered, 0, shards, ranks * rows * width), free_rows);
+    RT_TRY_GOTO(status, join_shards(e, shards, rows, joined), free_rows);
+    RT_TRY_GOTO(status, e->emit(e->emit_ctx, joined, rows, e->config.vocab), free_rows);
+free_rows:
+    rt_free(shards);
+    rt_free(joined);
+    return status;
+}
+
+// Rows [first, first + rows) of the last forward. The first rank has the widest shard;
+// every rank sends as much.
+static rt_status gather_rows(rt_engine *e, int first, int rows, size_t width)
+{
+    int32_t index[RT_LOGITS_ROWS];
+    for (int i = 0; i < rows; i++)
+        index[i] = first + i;
+    RT_TRY(kern_write(e->logits_index, 0, index, (size_t)rows));
+    const kern_buf *logits;
+    RT_TRY(rt_model_head(e->model, e->logits_index, rows, &logits));
+    RT_TRY(comm_allgather(e->group.comm, COMM_VOCAB, logits, (size_t)rows * width, e->gathered));
+    return rt_engine_is_root(e) ? emit_rows(e, (size_t)rows, width) : RT_OK;
+}
+
+rt_status rt_logits_gather(rt_engine *e, int rows)
+{
+    const size_t ranks = (size_t)comm_ranks(e->group.comm);
+    const size_t width = ((size_t)e->config.vocab + ranks - 1) / ranks;
+    if (!e->gathered) {
+        RT_TRY(kern_buf_new(e->dev, KERN_F32, ranks * RT_LOGITS_ROWS * width, "gathered logits",
+                            &e->gathered));
+        RT_TRY(kern_buf_new(e->dev, KERN_I32, RT_LOGITS_ROWS, "rows of logits", &e->logits_index));
+    }
+    for (int first = 0; first < rows; first += RT_LOGITS_ROWS) {
+        const int left = rows - first;
+        RT_TRY(gather_rows(e, first, left < RT_LOGITS_ROWS ? left : RT_LOGITS_ROWS, width));
+    }
+    return RT_OK;
+}
+
+static rt_status send_and_run(rt_engine *e, Pb__Step *step)
+{
+    step->sequence = ++e->sequence;
+    RT_TRY(rt_step_send(e, step));
+    return rt_step_execute(e, step);
+}
+
+static rt_status run_chunks(rt_engine *e, const rt_session *s)
+{
+    const int n = (int)s->prompt.len;
+    for (int first = 0; first < n; first += e->prefill_chunk) {
+        const int left = n - first;
+        Pb__Segment segment = PB__SEGMENT__INIT, *segments[] = {&segment};
+        segment.slot = (uint32_t)s->slot;
+        segment.kind = KERN_SEG_PREFILL;
+        segment.first = (uint32_t)first;
+        segment.count = (uint32_t)(left < e->prefill_chunk ? left : e->prefill_chunk);
+        Pb__Step step = PB__STEP__INIT;
+        step.has_logits = step.logits = true;
+        step.n_segments = 1;
+        step.segments = segments;
+        RT_TRY(send_and_run(e, &step));
+    }
+    return RT_OK;
+}
+
+static rt_status run_session(rt_engine *e, rt_session *s)
+{
+    Pb__Request request, *admit[] = {&request};
+    RT_TRY(rt_session_message(s, &request));
+    Pb__Step step = PB__STEP__INIT;
+    step.n_admit = 1;
+    step.admit = admit;
+    rt_status status = send_and_run(e, &step);
+    rt_free(request.pages);
+    RT_TRY(status);
+    RT_TRY(run_chunks(e, s));
+    uint32_t slot = (uint32_t)s->slot;
+    Pb__Step release = PB__STEP__INIT;
+    release.n_release = 1;
+    release.release = &slot;
+    return send_and_run(e, &release);
+}
+
+rt_status rt_engine_logits(rt_engine *e, const int32_t *ids, size_t n, rt_logits_fn *emit,
+                           void *ctx)
+{
+    RT_CHECK_ARG(rt_engine_is_root(e) && !e->sessions);
+    rt_request request = rt_request_default();
+    request.prompt_ids = ids;
+    request.prompt_ids_len = n;
+    request.max_tokens = 1;
+    rt_session *s;
+    RT_TRY(rt_session_new(e, &request, &s));
+    s->id = ++e->next_session;
+    s->slot = 0;
+    e->emit = emit;
+    e->emit_ctx = ctx;
+    rt_kvcache_take(&e->kv, s->pages, s->page_count);
+    const rt_status status = run_session(e, s);
+    rt_kvcache_give(&e->kv, s->pages, s->page_count);
+    rt_session_free(s);
+    return status;
+}

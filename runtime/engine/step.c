@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+// One step command, executed the same way on every rank: release, admit, one
+// forward, sampling, and the slots' new state. A failure leaves the engine unusable:
+// the caller ends the job.
+#include "runtime/engine/engine_int.h"
+
+#include "runtime/base/mem.h"
+
+#include <string.h>
+
+// ---- transport --------------------------------------------------------------------
+
+rt_status rt_step_send(rt_engine *e, const Pb__Step *step)
+{
+    rt_str frame = {0};
+    rt_status status;
+    RT_TRY_GOTO(status, pb_step_pack(step, &frame), free_frame);
+    RT_TRY_GOTO(status, comm_ctl_bcast_bytes(e->group.comm, 0, &frame, PB_FRAME_MAX), free_frame);
+free_frame:
+    rt_str_free(&frame);
+    return status;
+}
+
+rt_status rt_step_receive(rt_engine *e, Pb__Step **out)
+{
+    rt_str frame = {0};
+    rt_status status;
+    RT_TRY_GOTO(status, comm_ctl_bcast_bytes(e->group.comm, 0, &frame, PB_FRAME_MAX), free_frame);
+    RT_TRY_GOTO(status, pb_step_unpack(frame.data, frame.len, out), free_frame);
+free_frame:
+    rt_str_free(&frame);
+    return status;
+}
+
+// ---- release ------------------------------------------------------------------------
+
+static void fill_result(const rt_engine *e, const rt_slot *slot, Pb__Result *r)
+{
+    pb__result__init(r);
+    r->session = slot->session;
+    r->rank = (uint32_t)comm_rank(e->group.comm);
+    r->ids_hash = rt_slot_hash(slot);
+    r->read_later = slot->reading.read_later;
+    r->prefix_later = slot->reading.prefix_later;
+    r->read_total = slot->reading.read_total;
+    r->prefix_total = slot->reading.prefix_total;
+    r->active_later = slot->reading.active_later;
+    r->rows_later = slot->reading.rows_later;
+    r->scanned = slot->reading.scanned;
+    r->union_pages = slot->reading.union_pages;
+    r->budget_pages = slot->reading.budget_pages;
+    r->exchange_bytes = slot->reading.exchange_bytes;
+}
+
+void rt_step_drop_results(rt_engine *e)
+{
+    const int count = e->options.max_sessions * comm_ranks(e->group.comm);
+    for (int i = 0; i < count; i++) {
+        pb_result_free(e->results[i]);
+        e->results[i] = NULL;
+    }
+    e->results_released = 0;
+}
+
+static rt_status unpack_results(rt_engine *e, const rt_slot *slot, const char *frames)
+{
+    const int ranks = comm_ranks(e->group.comm);
+    Pb__Result **out = e->results + (ptrdiff_t)e->results_released * ranks;
+    for (int r = 0; r < ranks; r++) {
+        const char *frame = frames + (ptrdiff_t)r * PB_RESULT_FRAME_MAX;
+        size_t len = 0;
+        RT_TRY(pb_frame_size(frame, PB_RESULT_FRAME_MAX, &len));
+        RT_TRY(pb_result_unpack(frame, len, &out[r]));
+        if (out[r]->ids_hash != out[0]->ids_hash)
+            return RT_FAIL(RT_ERR_INTERNAL, "session %u: rank %d holds other tokens than rank 0",
+                           slot->session, r);
+    }
+    e->results_released++;
+    return RT_OK;
+}
+
+// Every rank's result of one slot, unpacked into e->results.
+static rt_status gather_results(rt_engine *e, const rt_slot *slot)
+{
+    const size_t ranks = (size_t)comm_ranks(e->group.comm);
+    Pb__Result mine;
+    fill_result(e, slot, &mine);
+    rt_str frame = {0};
+    char *all = NULL, padded[PB_RESULT_FRAME_MAX] = {0};
+    rt_status status;
+    RT_TRY_GOTO(status, pb_result_pack(&mine, &frame), free_frames);
+    memcpy(padded, frame.data, frame.len);
+    RT_TRY_GOTO(status, RT_ALLOC(all, ranks * sizeof padded, "results"), free_frames);
+    RT_TRY_GOTO(status, comm_ctl_allgather(e->group.comm, padded, sizeof padded, all), free_frames);
+    RT_TRY_GOTO(status, unpack_results(e, slot, all), free_frames);
+free_frames:
+    rt_free(all);
+    rt_str_free(&frame);
+    return status;
+}
+
+static rt_status release_slots(rt_engine *e, const Pb__Step *step)
+{
+    rt_step_drop_results(e);
+    for (size_t i = 0; i < step->n_release; i++) {
+        const uint32_t index = step->release[i];
+        if (index >= (uint32_t)e->options.max_sessions || !e->slots[index].used)
+            return RT_FAIL(RT_ERR_INTERNAL, "step %llu releases slot %u, which is not in use",
+                           (unsigned long long)step->sequence, index);
+        RT_TRY(gather_results(e, &e->slots[index]));
+        rt_slot_release(&e->slots[index]);
+    }
+    return RT_OK;
+}
+
+static rt_status admit_slots(rt_engine *e, const Pb__Step *step)
+{
+    const rt_slot_shape shape = {e->config.block_length, e->options.attention.page,
+                                 e->config.mask_id};
+    for (size_t i = 0; i < step->n_admit; i++) {
+        const Pb__Request *r = step->admit[i];
+        if (r->slot >= (uint32_t)e->options.max_sessions)
+            return RT_FAIL(RT_ERR_INTERNAL, "step %llu admits to slot %u of %d",
+                           (unsigned long long)step->sequence, r->slot, e->options.max_sessions);
+        for (size_t j = 0; j < r->n_pages; j++)
+            if (r->pages[j] >= (uint32_t)e->kv.pages)
+                return RT_FAIL(RT_ERR_INTERNAL, "session %u: page %u of %d", r->session,
+                               r->pages[j], e->kv.pages);
+        RT_TRY(rt_slot_admit(&e->slots[r->slot], r, &shape));
+    }
+    return RT_OK;
+}
+
+// ---- forward --------------------------------------------------------------------------
+
+// Checks a segment against its slot: whole blocks inside the request, starting
+// where the committed tokens end.
+static rt_status check_segment(const rt_engine *e, const Pb__Segment *s)
+{
+    const bool known = s->slot < (uint32_t)e->options.max_sessions && e->slots[s->slot].used;
+    const rt_slot *slot = known ? &e->slots[s->slot] : NULL;
+    const uint32_t block = (uint32_t)e->config.block_length;
+    if (known && s->first % block == 0 && s->count >= 1 &&
+        s->first + s->count <= (uint32_t)slot->capacity && s->first == (uint32_t)slot->committed)
+        return RT_OK;
+    return RT_FAIL(RT_ERR_INTERNAL, "segment of slot %u at %u, %u tokens, does not fit its request",
+                   s->slot, s->first, s->count);
+}
+
+// Number of leading segments that follow a page plan.
+static rt_status count_sparse(const rt_engine *e, const Pb__Step *step, int *out)
+{
+    int sparse = 0;
+    for (size_t i = 0; i < step->n_segments; i++) {
+        const Pb__Segment *s = step->segments[i];
+        RT_TRY(check_segment(e, s));
+        if (!losa_kind_is_sparse(&e->options.attention, (int)s->kind))
+            continue;
+        if ((size_t)sparse != i)
+            return RT_FAIL(RT_ERR_INTERNAL, "step %llu: a sparse segment after a dense one",
+                           (unsigned long long)step->sequence);
+        sparse++;
+    }
+    *out = sparse;
+    return RT_OK;
+}
+
+static uint64_t exchanged(const rt_engine *e)
+{
+    return comm_count(e->group.comm, COMM_MASK).bytes +
+           comm_count(e->group.comm, COMM_SCORES).bytes;
+}
+
+static void add_reading(rt_reading *r, const int64_t *count, uint32_t kind, int rows)
+{
+    r->read_total += (uint64_t)count[KERN_COUNT_READ];
+    r->prefix_total += (uint64_t)count[KERN_COUNT_PREFIX];
+    r->scanned += (uint64_t)count[KERN_COUNT_SCANNED];
+    r->union_pages += (uint64_t)count[KERN_COUNT_UNION];
+    r->budget_pages += (uint64_t)count[KERN_COUNT_BUDGET];
+    if (kind != KERN_SEG_STEP)
+        return;
+    r->read_later += (uint64_t)count[KERN_COUNT_READ];
+    r->prefix_later += (uint64_t)count[KERN_COUNT_PREFIX];
+    r->active_later += (uint64_t)count[KERN_COUNT_ACTIVE];
+    r->rows_later += (uint64_t)rows;
+}
+
+// Books what the forward read; prefill is not part of a request's reading.
+static rt_status account(rt_engine *e, const rt_batch_args *args, uint64_t bytes)
+{
+    if (args->count == 0)
+        return RT_OK;
+    RT_TRY(kern_read(losa_counts(e->attention), 0, e->counts, (size_t)args->count * KERN_COUNT_N));
+    for (int i = 0; i < args->count; i++) {
+        const Pb__Segment *s = args->segments[i];
+        rt_reading *r = &e->slots[s->slot].reading;
+        if (s->kind != KERN_SEG_PREFILL)
+            add_reading(r, e->counts + (ptrdiff_t)i * KERN_COUNT_N, s->kind,
+                        (int)s->count * e->config.layers);
+        if (i < args->sparse)
+            r->exchange_bytes += bytes / (uint64_t)args->sparse;
+    }
+    return RT_OK;
+}
+
+// The tokens before the denoised rows of a segment are now in the pages.
+static void advance(rt_engine *e, const rt_batch_args *args)
+{
+    for (int i = 0; i < args->count; i++) {
+        const Pb__Segment *s = args->segments[i];
+        rt_slot *slot = &e->slots[s->slot];
+        const int end = (int)(s->first + s->count);
+        slot->committed = end - rt_segment_denoised(s, args->block);
+    }
+}
+
+// A FIRST segment opens the block at its end.
+static void open_blocks(rt_engine *e, const rt_batch_args *args)
+{
+    for (int i = 0; i < args->count; i++) {
+        const Pb__Segment *s = args->segments[i];
+        if (s->kind != KERN_SEG_FIRST)
+            continue;
+        rt_slot *slot = &e->slots[s->slot];
+        slot->block_start = (int)(s->first + s->count) - args->block;
+        slot->block_step = 0;
+    }
+}
+
+static rt_status run_forward(rt_engine *e, const Pb__Step *step)
+{
+    rt_batch_args args = {
+        .segments = (const Pb__Segment *const *)step->segments,
+        .count = (int)step->n_segments,
+        .slots = e->slots,
+        .block = e->config.block_length,
+        .page = e->options.attention.page,
+        .use_cache = losa_uses_cache(&e->options.attention),
+    };
+    RT_TRY(count_sparse(e, step, &args.sparse));
+    const uint64_t before = exchanged(e);
+    open_blocks(e, &args);
+    RT_TRY(rt_batch_build(&e->batch, &args));
+    RT_TRY(losa_begin(e->attention, args.count));
+    RT_TRY(rt_model_forward(e->model, &e->batch.kern, e->attention, e->kv.kv));
+    if (step->logits)
+        RT_TRY(rt_logits_gather(e, e->batch.kern.rows));
+    else
+        RT_TRY(rt_denoise_run(e->denoise, e->model, &e->batch, &args, e->slots));
+    RT_TRY(account(e, &args, exchanged(e) - before));
+    advance(e, &args);
+    return RT_OK;
+}
+
+rt_status rt_step_execute(rt_engine *e, const Pb__Step *step)
+{
+    RT_TRY(release_slots(e, step));
+    RT_TRY(admit_slots(e, step));
+    return step->n_segments ? run_forward(e, step) : RT_OK;
+}
