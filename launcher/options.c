@@ -263,28 +263,34 @@ static rt_status add_operand(app_list *rest, const char *word)
     return list_add(rest, word);
 }
 
+static bool is_help(const char *word)
+{
+    return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0;
+}
+
+// Handles argv[*at] and, if it takes one, the value behind it.
+static rt_status parse_word(const app_table *table, int argc, char *const *argv, int *at,
+                            void *args, app_list *rest)
+{
+    const char *word = argv[*at];
+    if (word[0] != '-' || !word[1])
+        return add_operand(rest, word);
+    return (word[1] == '-' ? parse_long : parse_short)(table, argc, argv, at, args);
+}
+
 rt_status app_parse(const app_table *table, int argc, char *const *argv, void *args, app_list *rest,
                     bool *help)
 {
+    int at = 0;
     *help = false;
-    for (int at = 0; at < argc; at++) {
-        const char *word = argv[at];
-        if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) {
-            *help = true;
+    for (; at < argc && strcmp(argv[at], "--") != 0; at++) {
+        *help = is_help(argv[at]);
+        if (*help)
             return RT_OK;
-        }
-        if (strcmp(word, "--") == 0) {
-            while (++at < argc)
-                RT_TRY(add_operand(rest, argv[at]));
-            return RT_OK;
-        }
-        if (word[0] == '-' && word[1] == '-')
-            RT_TRY(parse_long(table, argc, argv, &at, args));
-        else if (word[0] == '-' && word[1])
-            RT_TRY(parse_short(table, argc, argv, &at, args));
-        else
-            RT_TRY(add_operand(rest, word));
+        RT_TRY(parse_word(table, argc, argv, &at, args, rest));
     }
+    while (++at < argc) // behind "--"
+        RT_TRY(add_operand(rest, argv[at]));
     return RT_OK;
 }
 
