@@ -77,11 +77,12 @@ rt_status kern_upload(const kern_upload_args *args);
 //
 // A forward runs `rows` tokens of `segs` segments. A segment is a run of
 // consecutive rows of one request: a prefill chunk, a finished block to commit,
-// or the block being denoised; its rows are whole blocks. A token at position p
-// attends to its prefix, the tokens before its block [0, p / block * block),
-// through the KV pages, and to its whole own block through the rows of this
-// batch; only the last block of a request may be partial. Rows to be committed are written to the pages before attention, so the
-// rows of a later segment of the same request may have them in their prefix.
+// or the block being denoised, the last maybe with the finished block before it;
+// its rows are whole blocks, except that a prompt may end in a partial one. A
+// token at position p attends to its prefix, the tokens before its block
+// [0, p / block * block), through the KV pages, and to its whole own block through
+// the rows of this batch. Rows to be committed are written to the pages before
+// attention, so that later blocks of the same forward have them in their prefix.
 //
 // The first `sparse_segs` segments (the first `sparse_rows` rows) are the ones
 // whose prefix attention follows a page plan; the others read all of it.
