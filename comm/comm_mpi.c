@@ -22,7 +22,7 @@
 // A wait first polls, which answers fastest; then gives the core away between
 // polls, because ranks may outnumber cores; then sleeps, so that ranks that wait
 // for work leave the machine to others.
-static const double SPIN_SECONDS = 20e-6, YIELD_SECONDS = 10e-3, NAP_SECONDS = 100e-6;
+static const double SPIN_SECONDS = 20e-6, YIELD_SECONDS = 0.1, NAP_SECONDS = 100e-6;
 
 typedef struct mpi_state {
     MPI_Comm data, ctl; // own contexts: the planes never match each other's messages
