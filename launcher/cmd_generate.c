@@ -105,7 +105,8 @@ static const app_option options[] = {
     {"steps", 0, APP_INT, AT(request.steps), 0, 4096, "N", NULL,
      "denoising steps per block; 0: the block length", NULL, NULL, NULL},
     {"threshold", 0, APP_REAL, AT(request.threshold), 0, 1000, "X", NULL,
-     "confidence (dynamic) or summed entropy in nats (entropy_bounded) up to which tokens are kept",
+     "keep tokens above this confidence (dynamic), or up to this sum of entropies in nats "
+     "(entropy_bounded)",
      NULL, NULL, NULL},
     {"sub-block", 0, APP_INT, AT(request.sub_block), 0, 4096, "N", CHECKPOINT,
      "denoise a block in groups of N positions from the left; 0: the whole block", NULL, NULL,

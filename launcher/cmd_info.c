@@ -53,7 +53,11 @@ static void defaults(void *target)
 static rt_status check(void *target)
 {
     const info_args *args = target;
-    return args->model ? RT_OK : RT_FAIL(RT_ERR_INVALID, "--model DIR is missing");
+    if (!args->model)
+        return RT_FAIL(RT_ERR_INVALID, "--model DIR is missing");
+    losa_config config = losa_config_default();
+    config.page = args->page;
+    return losa_config_check(&config);
 }
 
 // ---- figures ---------------------------------------------------------------------
@@ -197,6 +201,14 @@ static void print_model(const rt_model_config *m)
     print_stops(m);
 }
 
+static void format_range(par_range r, char *out)
+{
+    if (r.count == 1)
+        snprintf(out, CELL, "%d", r.first);
+    else
+        snprintf(out, CELL, "%d-%d", r.first, r.first + r.count - 1);
+}
+
 static rt_status print_shards(const info_args *args, const rt_model_config *m,
                               const par_plan *plans, int64_t context)
 {
@@ -216,8 +228,7 @@ static rt_status print_shards(const info_args *args, const rt_model_config *m,
         char(*row)[CELL] = &text[r * COLUMNS];
         snprintf(row[0], CELL, "%d", p->rank);
         for (size_t i = 0; i < 4; i++)
-            snprintf(row[1 + i], CELL, "%d-%d", ranges[i].first,
-                     ranges[i].first + ranges[i].count - 1);
+            format_range(ranges[i], row[1 + i]);
         snprintf(row[5], CELL, "%.1f", (double)shard_parameters(m, p) * WEIGHT_BYTES / 1e6);
         snprintf(row[6], CELL, "%.1f", (double)kv_bytes(m, p, context, args->page) / 1e6);
         for (size_t i = 0; i < COLUMNS; i++)

@@ -32,12 +32,13 @@ static bool starts_as_first(void)
     return !rank || atoi(rank) == 0;
 }
 
+// After a failure its message is out already: a second line would hide the cause.
 static int finish_output(int status)
 {
-    if (fflush(stdout) == 0 && !ferror(stdout))
+    if ((fflush(stdout) == 0 && !ferror(stdout)) || status != 0)
         return status;
     fprintf(stderr, "losa: standard output: cannot write\n");
-    return status ? status : EXIT_FAILED;
+    return EXIT_FAILED;
 }
 
 // ---- help ------------------------------------------------------------------------

@@ -331,24 +331,23 @@ static void default_text(const app_option *o, const void *args, char *out, size_
     }
 }
 
-// Appends words, starting at column `column`, broken at HELP_WIDTH.
-static rt_status wrap(const char *text, size_t column, rt_str *out)
+// Appends words from column HELP_COLUMN on, broken at HELP_WIDTH.
+static rt_status wrap(const char *text, rt_str *out)
 {
+    size_t column = HELP_COLUMN;
     while (*text) {
         const size_t word = strcspn(text, " ");
-        if (column + word > HELP_WIDTH && column > HELP_COLUMN) {
+        const bool first = column == HELP_COLUMN;
+        if (!first && column + 1 + word > HELP_WIDTH) {
             RT_TRY(rt_str_printf(out, "\n%*s", HELP_COLUMN, ""));
             column = HELP_COLUMN;
-        }
-        RT_TRY(rt_str_append(out, text, word));
-        column += word;
-        text += word;
-        while (*text == ' ')
-            text++;
-        if (*text) {
+        } else if (!first) {
             RT_TRY(rt_str_puts(out, " "));
             column++;
         }
+        RT_TRY(rt_str_append(out, text, word));
+        column += word;
+        text += word + strspn(text + word, " ");
     }
     return rt_str_puts(out, "\n");
 }
@@ -369,7 +368,7 @@ static rt_status describe_option(const app_option *o, const void *args, rt_str *
         RT_TRY(rt_str_printf(out, "%s\n%*s", left, HELP_COLUMN, ""));
     else
         RT_TRY(rt_str_printf(out, "%-*s", HELP_COLUMN, left));
-    return wrap(text, HELP_COLUMN, out);
+    return wrap(text, out);
 }
 
 rt_status app_describe(const app_table *table, const void *args, rt_str *out)

@@ -3,16 +3,36 @@
 
 #include "runtime/base/clock.h"
 
+#include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 enum { BAR_WIDTH = 30 };
 #define REDRAW_SECONDS 0.1
 
+// Under mpirun standard error is a pipe to it: what counts is where its own goes.
+static bool launcher_has_terminal(void)
+{
+    char path[64];
+    if (!getenv("OMPI_COMM_WORLD_RANK"))
+        return false;
+    snprintf(path, sizeof path, "/proc/%ld/fd/%d", (long)getppid(), STDERR_FILENO);
+    const int fd = open(path, O_WRONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    const bool terminal = isatty(fd);
+    close(fd);
+    return terminal;
+}
+
 app_progress app_progress_begin(bool wanted)
 {
-    return (app_progress){.shown = wanted && isatty(STDERR_FILENO)};
+    return (app_progress){
+        .shown = wanted && (isatty(STDERR_FILENO) || launcher_has_terminal()),
+        .start = rt_clock_now(),
+    };
 }
 
 static void draw(const char *what, const char *unit, int done, int total, double elapsed)
@@ -35,8 +55,6 @@ void app_progress_update(app_progress *p, const char *what, const char *unit, in
     if (!p->shown || total <= 0 || done < 0 || done > total)
         return;
     const double now = rt_clock_now();
-    if (p->start == 0.0)
-        p->start = now;
     if (p->drawn && done < total && now - p->last_draw < REDRAW_SECONDS)
         return;
     draw(what, unit, done, total, now - p->start);
@@ -50,5 +68,5 @@ void app_progress_end(app_progress *p)
         return;
     fputs("\r\033[K", stderr);
     fflush(stderr);
-    *p = (app_progress){.shown = p->shown};
+    p->drawn = false;
 }

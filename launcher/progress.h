@@ -8,11 +8,11 @@
 typedef struct app_progress {
     bool shown;       // on a terminal, and wanted
     bool drawn;       // there is a line to clear
-    double start;     // seconds, of the first update
+    double start;     // seconds, of app_progress_begin
     double last_draw; // seconds
 } app_progress;
 
-// `wanted` false: every call does nothing.
+// Starts the clock. `wanted` false: every other call does nothing.
 app_progress app_progress_begin(bool wanted);
 // `unit` is plural: "tokens". Redraws at most ten times a second, and at the end.
 void app_progress_update(app_progress *p, const char *what, const char *unit, int done, int total);
