@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Byte-level BPE from a Hugging Face tokenizer.json, with the same ids as HF's
 // `tokenizers`: NFC normaliser, Split by a regex (PCRE2) or GPT-2's, ByteLevel,
-// added tokens, `ignore_merges`. What is not understood is refused by name.
+// added tokens, `ignore_merges`. What is not understood is refused by name. A
+// tokenizer is const once open: threads may share it.
 #ifndef RUNTIME_TEXT_TOKENIZER_H
 #define RUNTIME_TEXT_TOKENIZER_H
 
@@ -37,14 +38,18 @@ typedef enum rt_special {
 } rt_special;
 
 // Appends the ids of a UTF-8 text. With RT_SPECIAL_TEXT, added tokens marked
-// special are matched nowhere; the others are matched in both modes. Invalid
-// UTF-8 is RT_ERR_FORMAT with the byte offset.
+// special are matched nowhere; the others are matched in both modes. A spelling of
+// the mask (<|MASK|>, <MASK>, |<MASK>|, <|mask|>) counts as special here even when
+// the file does not say so (SDAR's does not): a mask in user content would become a
+// place to fill. Invalid UTF-8 is RT_ERR_FORMAT with the byte offset; a text on
+// which the regex exceeds its limits is RT_ERR_LIMIT. On error `out` is as before.
 rt_status rt_tokenizer_encode(const rt_tokenizer *tok, const char *text, size_t len,
                               rt_special special, rt_ids *out);
 
 // Streaming detokeniser: never gives out half of a UTF-8 character. Bytes that
-// cannot be UTF-8 become U+FFFD, as HF's decode does. Special tokens are skipped
-// unless `keep_special`.
+// cannot be UTF-8 become U+FFFD, as HF's decode does. Added tokens give their text
+// as it is; special ones are skipped unless `keep_special`. The tokenizer must
+// outlive its detokenisers.
 typedef struct rt_detok rt_detok;
 rt_status rt_detok_open(const rt_tokenizer *tok, bool keep_special, rt_detok **out);
 void rt_detok_close(rt_detok *d);

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// ChatML. As in HF, the text between two markers is encoded as one piece: a merge may
+// join the line end after the role with the content.
+#include "runtime/text/chat.h"
+
+#include <string.h>
+
+typedef struct markers {
+    int32_t start, end;
+} markers;
+
+static rt_status find_markers(const rt_tokenizer *tok, markers *out)
+{
+    markers m = {.start = rt_tokenizer_id(tok, "<|im_start|>"),
+                 .end = rt_tokenizer_id(tok, "<|im_end|>")};
+    if (m.start < 0 || m.end < 0)
+        return RT_FAIL(RT_ERR_UNSUPPORTED, "chat: the tokenizer has no token %s",
+                       m.start < 0 ? "<|im_start|>" : "<|im_end|>");
+    *out = m;
+    return RT_OK;
+}
+
+// <|im_start|>ROLE\nTEXT<|im_end|>\n
+static rt_status append_turn(const rt_tokenizer *tok, const markers *m, const char *role,
+                             const char *text, size_t len, rt_special content, rt_ids *out)
+{
+    rt_str piece = {0};
+    rt_status status;
+    RT_TRY(rt_ids_append(out, &m->start, 1));
+    RT_TRY_GOTO(status, rt_str_printf(&piece, "%s\n", role), free_piece);
+    RT_TRY_GOTO(status, rt_str_append(&piece, text, len), free_piece);
+    RT_TRY_GOTO(status, rt_tokenizer_encode(tok, piece.data, piece.len, content, out), free_piece);
+    RT_TRY_GOTO(status, rt_ids_append(out, &m->end, 1), free_piece);
+    status = rt_tokenizer_encode(tok, "\n", 1, RT_SPECIAL_TEXT, out);
+free_piece:
+    rt_str_free(&piece);
+    return status;
+}
+
+static rt_status append_all(const rt_tokenizer *tok, const char *system, const char *user,
+                            size_t user_len, rt_special content, rt_ids *out)
+{
+    static const char opening[] = "assistant\n";
+    markers m;
+    RT_TRY(find_markers(tok, &m));
+    if (system)
+        RT_TRY(append_turn(tok, &m, "system", system, strlen(system), content, out));
+    RT_TRY(append_turn(tok, &m, "user", user, user_len, content, out));
+    RT_TRY(rt_ids_append(out, &m.start, 1));
+    return rt_tokenizer_encode(tok, opening, sizeof opening - 1, RT_SPECIAL_TEXT, out);
+}
+
+rt_status rt_chat_encode(const rt_tokenizer *tok, const char *system, const char *user,
+                         size_t user_len, rt_special content, rt_ids *out)
+{
+    RT_CHECK_ARG(tok && (user || user_len == 0) && out);
+    size_t before = out->len;
+    rt_status status = append_all(tok, system, user ? user : "", user_len, content, out);
+    if (status != RT_OK)
+        out->len = before;
+    return status;
+}
