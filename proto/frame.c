@@ -49,11 +49,8 @@ static rt_status check_known(const char *message, const ProtobufCMessage *base)
     return RT_FAIL(RT_ERR_FORMAT, "%s has %u unknown fields", message, base->n_unknown_fields);
 }
 
-static rt_status check_request(const Pb__Request *r)
+static rt_status check_lists(const Pb__Request *r)
 {
-    RT_TRY(check_known("request", &r->base));
-    RT_TRY(check_int("request.session", r->session, 1, UINT32_MAX));
-    RT_TRY(check_int("request.slot", r->slot, 0, PB_SLOTS_MAX - 1));
     RT_TRY(check_int("request.prompt length", r->n_prompt, 0, PB_TOKENS_MAX));
     for (size_t i = 0; i < r->n_prompt; i++)
         if (r->prompt[i] < 0)
@@ -61,6 +58,11 @@ static rt_status check_request(const Pb__Request *r)
     RT_TRY(check_int("request.pages length", r->n_pages, 0, PB_PAGES_MAX));
     for (size_t i = 0; i < r->n_pages; i++)
         RT_TRY(check_int("request.pages", r->pages[i], 0, INT32_MAX));
+    return RT_OK;
+}
+
+static rt_status check_decoding(const Pb__Request *r)
+{
     RT_TRY(check_int("request.max_tokens", r->max_tokens, 0, PB_TOKENS_MAX));
     RT_TRY(check_int("request.strategy", r->strategy, 0, PB_STRATEGIES - 1));
     RT_TRY(check_int("request.steps", r->steps, 0, PB_TOKENS_MAX));
@@ -71,13 +73,21 @@ static rt_status check_request(const Pb__Request *r)
     return check_real("request.top_p", r->top_p, 0, 1);
 }
 
+static rt_status check_request(const Pb__Request *r)
+{
+    RT_TRY(check_known("request", &r->base));
+    RT_TRY(check_int("request.session", r->session, 1, UINT32_MAX));
+    RT_TRY(check_int("request.slot", r->slot, 0, PB_SLOTS_MAX - 1));
+    RT_TRY(check_lists(r));
+    return check_decoding(r);
+}
+
 static rt_status check_segment(const Pb__Segment *s)
 {
     RT_TRY(check_known("segment", &s->base));
     RT_TRY(check_int("segment.slot", s->slot, 0, PB_SLOTS_MAX - 1));
     RT_TRY(check_int("segment.kind", s->kind, 0, PB_SEGMENT_KINDS - 1));
-    // A position lies within a prompt and its answer.
-    RT_TRY(check_int("segment.first", s->first, 0, 2 * PB_TOKENS_MAX));
+    RT_TRY(check_int("segment.first", s->first, 0, PB_POSITION_MAX));
     return check_int("segment.count", s->count, 1, PB_TOKENS_MAX);
 }
 
@@ -106,7 +116,7 @@ static rt_status check_result(const Pb__Result *r)
 static rt_status pack(const ProtobufCMessage *message, rt_str *out)
 {
     size_t n = protobuf_c_message_get_packed_size(message);
-    RT_TRY(check_int("frame length", n, 0, PB_FRAME_MAX));
+    RT_TRY(check_int("frame length", n, 0, PB_FRAME_MAX - PB_FRAME_HEAD));
     unsigned char *frame = NULL;
     RT_TRY(RT_ALLOC(frame, PB_FRAME_HEAD + n, "frame"));
     for (int i = 0; i < PB_FRAME_HEAD; i++)
@@ -168,7 +178,7 @@ rt_status pb_frame_size(const void *bytes, size_t len, size_t *out)
     size_t n = 0;
     for (int i = 0; i < PB_FRAME_HEAD; i++)
         n |= (size_t)head[i] << (8 * i);
-    RT_TRY(check_int("frame length", n, 0, PB_FRAME_MAX));
+    RT_TRY(check_int("frame length", n, 0, PB_FRAME_MAX - PB_FRAME_HEAD));
     if (n > len - PB_FRAME_HEAD)
         return RT_FAIL(RT_ERR_FORMAT, "frame: announces %zu bytes, %zu are there", n,
                        len - PB_FRAME_HEAD);

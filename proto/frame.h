@@ -18,13 +18,14 @@
 
 enum {
     PB_FRAME_HEAD = 4,
-    // A prompt and its pages of the sizes below take 6 MiB (3 bytes an entry).
+    // With the head. A prompt and its pages of the sizes below take 6 MiB (3 bytes an entry).
     PB_FRAME_MAX = 16 << 20,
     PB_RESULT_FRAME_MAX = 192, // 13 fields of at most 11 bytes, in a frame
 
-    PB_TOKENS_MAX = 1 << 20, // of a prompt or an answer: beyond any context in use
-    PB_PAGES_MAX = 1 << 20,  // a page holds at least one token
-    PB_SLOTS_MAX = 1 << 16,  // requests that run at the same time
+    PB_TOKENS_MAX = 1 << 20,             // of a prompt or an answer: beyond any context in use
+    PB_POSITION_MAX = 2 * PB_TOKENS_MAX, // within a prompt and its answer
+    PB_PAGES_MAX = 1 << 20,              // a page holds at least one token
+    PB_SLOTS_MAX = 1 << 16,              // requests that run at the same time
     PB_RANKS_MAX = 1 << 16,
     PB_SEGMENTS_MAX = 4 * PB_SLOTS_MAX, // a slot has one segment of each kind at most
     PB_SEGMENT_KINDS = 4,               // KERN_SEG_PREFILL .. KERN_SEG_STEP
