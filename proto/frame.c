@@ -4,6 +4,7 @@
 
 #include "runtime/base/mem.h"
 
+#include <float.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -66,9 +67,9 @@ static rt_status check_decoding(const Pb__Request *r)
     RT_TRY(check_int("request.max_tokens", r->max_tokens, 0, PB_TOKENS_MAX));
     RT_TRY(check_int("request.strategy", r->strategy, 0, PB_STRATEGIES - 1));
     RT_TRY(check_int("request.steps", r->steps, 0, PB_TOKENS_MAX));
-    RT_TRY(check_real("request.threshold", r->threshold, 0, 1e6));
+    RT_TRY(check_real("request.threshold", r->threshold, 0, DBL_MAX));
     RT_TRY(check_int("request.sub_block", r->sub_block, 0, PB_TOKENS_MAX));
-    RT_TRY(check_real("request.temperature", r->temperature, 0, 1e6));
+    RT_TRY(check_real("request.temperature", r->temperature, 0, DBL_MAX));
     RT_TRY(check_int("request.top_k", r->top_k, 0, INT32_MAX));
     return check_real("request.top_p", r->top_p, 0, 1);
 }

@@ -272,10 +272,13 @@ static void test_ranges(void **state)
     REFUSED(request[0].top_p = 1.5, "request.top_p is 1.5, allowed are 0 to 1");
     REFUSED(request[0].top_p = (double)NAN, "request.top_p is nan, allowed are 0 to 1");
     REFUSED(request[0].temperature = HUGE_VAL,
-            "request.temperature is inf, allowed are 0 to 1e+06");
-    REFUSED(request[0].temperature = -0.5, "request.temperature is -0.5, allowed are 0 to 1e+06");
-    REFUSED(request[1].threshold = (double)NAN, "request.threshold is nan, allowed are 0 to 1e+06");
-    REFUSED(request[1].threshold = -HUGE_VAL, "request.threshold is -inf, allowed are 0 to 1e+06");
+            "request.temperature is inf, allowed are 0 to 1.79769e+308");
+    REFUSED(request[0].temperature = -0.5,
+            "request.temperature is -0.5, allowed are 0 to 1.79769e+308");
+    REFUSED(request[1].threshold = (double)NAN,
+            "request.threshold is nan, allowed are 0 to 1.79769e+308");
+    REFUSED(request[1].threshold = -HUGE_VAL,
+            "request.threshold is -inf, allowed are 0 to 1.79769e+308");
     REFUSED(segment[0].kind = 4, "segment.kind is 4, allowed are 0 to 3");
     REFUSED(segment[0].slot = 1 << 16, "segment.slot is 65536, allowed are 0 to 65535");
     REFUSED(segment[2].count = 0, "segment.count is 0, allowed are 1 to 1048576");
