@@ -68,16 +68,24 @@ rt_status kern_cpu_vocab_norm(kern_dev *dev, const kern_vocab_norm_args *args)
     return RT_OK;
 }
 
-static float gumbel(float uniform)
-{
-    return -logf(-logf(uniform));
-}
-
-static float token_noise(const kern_sample_row *sample, int id)
+static uint32_t token_word(const kern_sample_row *sample, int id)
 {
     const uint64_t key = (uint64_t)sample->seed_hi << 32 | sample->seed_lo;
     const uint32_t counter[4] = {sample->position, sample->step, (uint32_t)id, 0};
-    return gumbel(rt_uniform_open(rt_philox4x32(key, counter).v[0]));
+    return rt_philox4x32(key, counter).v[0];
+}
+
+static float gumbel(uint32_t word)
+{
+    return -logf(-logf(rt_uniform_open(word)));
+}
+
+// A word with n leading ones gives u < 1 - 2^-(n+1), so -log(-log u) < (n + 1) log 2.
+static float gumbel_bound(uint32_t word)
+{
+    const float rounding = 1e-3f; // of logf, generously
+    const int ones = word == UINT32_MAX ? 32 : __builtin_clz(~word);
+    return (float)(ones + 1) * 0.69314718f + rounding;
 }
 
 typedef struct candidate {
@@ -85,8 +93,8 @@ typedef struct candidate {
     int32_t id; // -1: none yet
 } candidate;
 
-// Noise is bounded, so a token that cannot reach the best score so far even with
-// the largest noise needs none drawn; that spares nearly all of them.
+// Noise is bounded: a token that cannot reach the best score so far with the
+// largest noise needs no word, and one that cannot with its word no logarithms.
 static candidate best_candidate(const kern_vocab_pick_args *a, size_t row)
 {
     const size_t shard = (size_t)a->shard;
@@ -94,8 +102,7 @@ static candidate best_candidate(const kern_vocab_pick_args *a, size_t row)
     const kern_sample_row *sample = kern_vocab_sample(a->sample, row);
     const uint32_t threshold =
         a->state ? (uint32_t)kern_ci32(a->state)[row * KERN_STATE_WORDS + KERN_STATE_THRESHOLD] : 0;
-    const float rounding = 1e-3f; // of logf, generously
-    const float most_noise = gumbel(rt_uniform_open(UINT32_MAX)) + rounding;
+    const float most_noise = gumbel(UINT32_MAX) + 1e-3f;
     candidate best = {.score = -INFINITY, .logit = -INFINITY, .id = -1};
     for (size_t i = 0; i < shard; i++) {
         const int32_t id = a->first_id + (int32_t)i;
@@ -107,7 +114,10 @@ static candidate best_candidate(const kern_vocab_pick_args *a, size_t row)
         if (!sample->greedy) {
             if (l + most_noise < best.score)
                 continue;
-            score = l + token_noise(sample, id);
+            const uint32_t word = token_word(sample, id);
+            if (l + gumbel_bound(word) < best.score)
+                continue;
+            score = l + gumbel(word);
         }
         if (best.id < 0 || score > best.score)
             best = (candidate){.score = score, .logit = l, .id = id};
