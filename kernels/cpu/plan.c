@@ -97,7 +97,8 @@ rt_status kern_cpu_locality(kern_dev *dev, const kern_locality_args *args)
     for (int row = 0; row < args->batch->rows; row++) {
         const int slot = kern_ci32(args->batch->cache_slot)[row];
         if (slot >= 0 && (size_t)slot >= slots)
-            return RT_FAIL(RT_ERR_INVALID, "kern_locality: row %d: cache slot %d of %zu", row, slot,
+            return RT_FAIL(RT_ERR_INVALID,
+                           "kern_locality: batch.cache_slot: row %d has %d, prev %zu", row, slot,
                            slots);
     }
     kern_cpu_run(dev, (size_t)args->batch->rows, (size_t)args->batch->rows * (size_t)args->cols,
