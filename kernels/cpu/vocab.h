@@ -4,7 +4,8 @@
 //
 // The key of a float is a u32 with the float's order (sign flip). A logit that is
 // NaN counts as -inf and +inf as the largest finite number, so that nothing
-// downstream meets inf - inf. Integer comparisons also let the loops vectorise.
+// downstream meets inf - inf; -0 counts as 0, so that they tie. Comparing integers
+// also lets the loops vectorise.
 #ifndef KERNELS_CPU_VOCAB_H
 #define KERNELS_CPU_VOCAB_H
 
@@ -23,9 +24,9 @@ enum { KERN_HIST_BINS = 256 };
 // Keys as signed integers: the sign bit of the u32 key flipped.
 static inline int32_t kern_vocab_order(float l)
 {
-    const int32_t lowest = (int32_t)0x807fffffu; // -inf
-    const int32_t largest = 0x7f7fffff;          // FLT_MAX
-    const int32_t bits = (int32_t)kern_vexp_bits(l);
+    const int32_t lowest = (int32_t)0x807fffffu;            // -inf
+    const int32_t largest = 0x7f7fffff;                     // FLT_MAX
+    const int32_t bits = (int32_t)kern_vexp_bits(l + 0.0f); // -0 + 0 is 0
     int32_t order = bits ^ (int32_t)((uint32_t)(bits >> 31) & 0x7fffffffu);
     order = order > 0x7f800000 ? lowest : order; // NaN
     order = order < lowest ? lowest : order;     // NaN with a sign
