@@ -167,6 +167,9 @@ rt_status kern_cpu_active(kern_dev *dev, const kern_active_args *args)
 
 // ---- statistics ------------------------------------------------------------------
 
+// The prefix of a segment is that of its last row: a prefill chunk counts what its
+// longest-sighted row reads, since all its rows share that reading. Without active
+// rows nothing is read or scanned, and there is no budget.
 rt_status kern_cpu_plan_count(kern_dev *dev, const kern_plan_count_args *args)
 {
     (void)dev;
