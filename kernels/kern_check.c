@@ -58,16 +58,18 @@ rt_status kern_check_batch(const kern_check *check, const kern_batch *batch, uns
 {
     if (!batch)
         return RT_FAIL(RT_ERR_INVALID, "%s: batch is NULL", check->op);
-    KERN_TRY_INT(check, batch, rows, 0, INT_MAX);
-    KERN_TRY_INT(check, batch, segs, 0, INT_MAX - 1);
-    KERN_TRY_INT(check, batch, sparse_rows, 0, batch->rows);
-    KERN_TRY_INT(check, batch, sparse_segs, 0, batch->segs);
-    KERN_TRY_INT(check, batch, block, 1, INT_MAX);
-    KERN_TRY_INT(check, batch, page, 1, INT_MAX);
-    KERN_TRY_INT(check, batch, max_pages, 0, INT_MAX);
+    RT_TRY(kern_check_int(check, "batch.rows", batch->rows, 0, INT_MAX));
+    RT_TRY(kern_check_int(check, "batch.segs", batch->segs, 0, INT_MAX - 1));
+    RT_TRY(kern_check_int(check, "batch.sparse_rows", batch->sparse_rows, 0, batch->rows));
+    RT_TRY(kern_check_int(check, "batch.sparse_segs", batch->sparse_segs, 0, batch->segs));
+    RT_TRY(kern_check_int(check, "batch.block", batch->block, 1, INT_MAX));
+    RT_TRY(kern_check_int(check, "batch.page", batch->page, 1, INT_MAX));
+    RT_TRY(kern_check_int(check, "batch.max_pages", batch->max_pages, 0, INT_MAX));
     if (batch->page & (batch->page - 1))
-        return RT_FAIL(RT_ERR_INVALID, "%s: page is %d, want a power of two", check->op,
+        return RT_FAIL(RT_ERR_INVALID, "%s: batch.page is %d, want a power of two", check->op,
                        batch->page);
+    if (batch->rows == 0 && batch->segs == 0)
+        return RT_OK;
     const size_t rows = (size_t)batch->rows, segs = (size_t)batch->segs;
     const struct {
         unsigned bit;

@@ -24,7 +24,8 @@ rt_status kern_check_buf(const kern_check *check, const char *field, const kern_
 rt_status kern_check_weight(const kern_check *check, const char *field, const kern_buf *buf,
                             size_t rows, size_t cols);
 
-// Which buffers of a batch an operation reads; the others may be NULL.
+// Which buffers of a batch an operation reads; the others may be NULL, and all of
+// them where the batch is empty.
 enum {
     KERN_NEED_POS = 1,
     KERN_NEED_ROW_STATE = 2,
@@ -41,6 +42,12 @@ rt_status kern_check_plan(const kern_check *check, const kern_batch *batch, cons
 // K and V, or the metadata, of one layer; the batch was checked before.
 rt_status kern_check_kv(const kern_check *check, const kern_kv *kv, const kern_batch *batch);
 rt_status kern_check_kv_meta(const kern_check *check, const kern_kv *kv);
+
+#define KERN_TRY_ENTRY(dev, args)                                                                  \
+    do {                                                                                           \
+        RT_CHECK_ARG(dev);                                                                         \
+        RT_CHECK_ARG(args);                                                                        \
+    } while (0)
 
 // Shapes are written in place: KERN_TRY_BUF(&check, args, x, KERN_F32, rows, cols).
 #define KERN_TRY_BUF(check, args, field, dtype, ...)                                               \

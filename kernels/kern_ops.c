@@ -5,8 +5,6 @@
 
 #include <limits.h>
 
-#define CHECK_ENTRY() RT_CHECK_ARG(dev &&args)
-
 static size_t qkv_width(int heads, int kv_heads, int head_dim)
 {
     return ((size_t)heads + 2 * (size_t)kv_heads) * (size_t)head_dim;
@@ -50,7 +48,7 @@ static rt_status check_embed(const kern_check *check, const kern_embed_args *arg
 
 rt_status kern_embed(kern_dev *dev, const kern_embed_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_embed", dev};
     KERN_TRY_INT(&check, args, rows, 0, INT_MAX);
     if (args->rows == 0)
@@ -73,7 +71,7 @@ static rt_status check_linear(const kern_check *check, const kern_linear_args *a
 
 rt_status kern_linear(kern_dev *dev, const kern_linear_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_linear", dev};
     KERN_TRY_INT(&check, args, rows, 0, INT_MAX);
     KERN_TRY_INT(&check, args, n, 0, INT_MAX);
@@ -99,7 +97,7 @@ static rt_status check_rmsnorm(const kern_check *check, const kern_rmsnorm_args 
 
 rt_status kern_rmsnorm(kern_dev *dev, const kern_rmsnorm_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_rmsnorm", dev};
     KERN_TRY_INT(&check, args, rows, 0, INT_MAX);
     if (args->rows == 0)
@@ -131,7 +129,7 @@ static rt_status check_qk_rope(const kern_check *check, const kern_qk_rope_args 
 
 rt_status kern_qk_rope(kern_dev *dev, const kern_qk_rope_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_qk_rope", dev};
     KERN_TRY_INT(&check, args, rows, 0, INT_MAX);
     if (args->rows == 0)
@@ -142,7 +140,7 @@ rt_status kern_qk_rope(kern_dev *dev, const kern_qk_rope_args *args)
 
 rt_status kern_swiglu(kern_dev *dev, const kern_swiglu_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_swiglu", dev};
     KERN_TRY_INT(&check, args, rows, 0, INT_MAX);
     KERN_TRY_INT(&check, args, cols, 0, INT_MAX / 2);
@@ -156,7 +154,7 @@ rt_status kern_swiglu(kern_dev *dev, const kern_swiglu_args *args)
 
 rt_status kern_gather_rows(kern_dev *dev, const kern_gather_rows_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_gather_rows", dev};
     KERN_TRY_INT(&check, args, rows, 0, INT_MAX);
     KERN_TRY_INT(&check, args, cols, 1, INT_MAX);
@@ -171,7 +169,7 @@ rt_status kern_gather_rows(kern_dev *dev, const kern_gather_rows_args *args)
 
 rt_status kern_kv_write(kern_dev *dev, const kern_kv_write_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_kv_write", dev};
     RT_TRY(kern_check_batch(&check, args->batch, KERN_NEED_KV_SLOT));
     if (args->batch->rows == 0)
@@ -187,7 +185,7 @@ rt_status kern_kv_write(kern_dev *dev, const kern_kv_write_args *args)
 
 rt_status kern_locality(kern_dev *dev, const kern_locality_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_locality", dev};
     RT_TRY(kern_check_batch(&check, args->batch,
                             KERN_NEED_ROW_SEG | KERN_NEED_SEG_KIND | KERN_NEED_CACHE_SLOT));
@@ -204,7 +202,7 @@ rt_status kern_locality(kern_dev *dev, const kern_locality_args *args)
 
 rt_status kern_active(kern_dev *dev, const kern_active_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_active", dev};
     RT_TRY(kern_check_batch(&check, args->batch,
                             KERN_NEED_SEG_ROW0 | KERN_NEED_SEG_KIND | KERN_NEED_ROW_STATE));
@@ -229,7 +227,7 @@ static rt_status check_score(const kern_check *check, const kern_buf *score,
 
 rt_status kern_page_score(kern_dev *dev, const kern_page_score_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_page_score", dev};
     const kern_batch *batch = args->batch;
     RT_TRY(
@@ -248,7 +246,7 @@ rt_status kern_page_score(kern_dev *dev, const kern_page_score_args *args)
 
 rt_status kern_page_select(kern_dev *dev, const kern_page_select_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_page_select", dev};
     const kern_batch *batch = args->batch;
     RT_TRY(kern_check_batch(&check, batch, KERN_NEED_POS | KERN_NEED_SEG_ROW0));
@@ -264,7 +262,7 @@ rt_status kern_page_select(kern_dev *dev, const kern_page_select_args *args)
 
 rt_status kern_plan_count(kern_dev *dev, const kern_plan_count_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_plan_count", dev};
     RT_TRY(kern_check_batch(&check, args->batch, KERN_NEED_POS | KERN_NEED_SEG_ROW0));
     if (args->batch->rows == 0)
@@ -277,7 +275,7 @@ rt_status kern_plan_count(kern_dev *dev, const kern_plan_count_args *args)
 
 rt_status kern_plan_checksum(kern_dev *dev, const kern_plan_checksum_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_plan_checksum", dev};
     RT_TRY(kern_check_batch(&check, args->batch, KERN_NEED_SEG_ROW0));
     RT_TRY(kern_check_plan(&check, args->batch, args->plan));
@@ -287,7 +285,7 @@ rt_status kern_plan_checksum(kern_dev *dev, const kern_plan_checksum_args *args)
 
 rt_status kern_attn_prefix(kern_dev *dev, const kern_attn_prefix_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_attn_prefix", dev};
     const kern_batch *batch = args->batch;
     RT_TRY(
@@ -321,7 +319,7 @@ static rt_status check_merge(const kern_check *check, const kern_attn_merge_args
 
 rt_status kern_attn_merge(kern_dev *dev, const kern_attn_merge_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_attn_merge", dev};
     RT_TRY(kern_check_batch(&check, args->batch,
                             KERN_NEED_POS | KERN_NEED_ROW_SEG | KERN_NEED_SEG_ROW0 |

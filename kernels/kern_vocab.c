@@ -4,8 +4,6 @@
 
 #include <limits.h>
 
-#define CHECK_ENTRY() RT_CHECK_ARG(dev &&args)
-
 enum { STATE_WORDS = 4, HIST_BINS = 256 };
 
 static rt_status check_logits(const kern_check *check, const kern_buf *logits,
@@ -19,7 +17,7 @@ static rt_status check_logits(const kern_check *check, const kern_buf *logits,
 
 rt_status kern_vocab_norm(kern_dev *dev, const kern_vocab_norm_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_vocab_norm", dev};
     KERN_TRY_INT(&check, args, rows, 0, INT_MAX);
     KERN_TRY_INT(&check, args, shard, 0, INT_MAX);
@@ -47,7 +45,7 @@ static rt_status check_filter(const kern_check *check, const kern_vocab_filter_a
 
 rt_status kern_vocab_hist(kern_dev *dev, const kern_vocab_filter_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_vocab_hist", dev};
     KERN_TRY_INT(&check, args, rows, 0, INT_MAX);
     if (args->rows == 0)
@@ -58,7 +56,7 @@ rt_status kern_vocab_hist(kern_dev *dev, const kern_vocab_filter_args *args)
 
 rt_status kern_vocab_narrow(kern_dev *dev, const kern_vocab_filter_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_vocab_narrow", dev};
     KERN_TRY_INT(&check, args, rows, 0, INT_MAX);
     if (args->rows == 0)
@@ -69,7 +67,7 @@ rt_status kern_vocab_narrow(kern_dev *dev, const kern_vocab_filter_args *args)
 
 rt_status kern_vocab_pick(kern_dev *dev, const kern_vocab_pick_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_vocab_pick", dev};
     KERN_TRY_INT(&check, args, rows, 0, INT_MAX);
     KERN_TRY_INT(&check, args, shard, 0, INT_MAX);
@@ -86,7 +84,7 @@ rt_status kern_vocab_pick(kern_dev *dev, const kern_vocab_pick_args *args)
 
 rt_status kern_vocab_norm_merge(kern_dev *dev, const kern_vocab_norm_merge_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_vocab_norm_merge", dev};
     KERN_TRY_INT(&check, args, rows, 0, INT_MAX);
     KERN_TRY_INT(&check, args, ranks, 1, INT_MAX);
@@ -100,7 +98,7 @@ rt_status kern_vocab_norm_merge(kern_dev *dev, const kern_vocab_norm_merge_args 
 
 rt_status kern_vocab_choose(kern_dev *dev, const kern_vocab_choose_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_vocab_choose", dev};
     KERN_TRY_INT(&check, args, rows, 0, INT_MAX);
     KERN_TRY_INT(&check, args, ranks, 1, INT_MAX);
@@ -117,7 +115,7 @@ rt_status kern_vocab_choose(kern_dev *dev, const kern_vocab_choose_args *args)
 
 rt_status kern_unmask(kern_dev *dev, const kern_unmask_args *args)
 {
-    CHECK_ENTRY();
+    KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_unmask", dev};
     KERN_TRY_INT(&check, args, n, 0, INT_MAX);
     if (args->n == 0)
