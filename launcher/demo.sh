@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 . launcher/setup.sh
 
 model=models/needle-11m
-document=$model/documents/DOCUMENT.txt
+document=$model/documents/mq-8192-0.txt
 ranks=${RANKS:-2}
 
 setup_packages

@@ -3,7 +3,7 @@
 # What demo.sh and tests/run.sh share; sourced by them. Works on Debian 12 and Ubuntu 24.04.
 #
 # setup_packages  installs the missing packages (root), or names them and fails.
-# setup_build     configures and builds into build/ (Release); quick when nothing changed.
+# setup_build T   configures and builds target T into build/ (Release); quick when nothing changed.
 # Sourcing it also sets what mpirun needs as root and on few cores.
 
 losa_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -54,5 +54,5 @@ setup_build() {
     if [ ! -f "$losa_build/build.ninja" ]; then
         cmake -S "$losa_root" -B "$losa_build" -G Ninja -DCMAKE_BUILD_TYPE=Release >&2
     fi
-    cmake --build "$losa_build" --parallel "${LOSA_JOBS:-$(nproc)}" "$@" >&2
+    cmake --build "$losa_build" --parallel "${LOSA_JOBS:-$(nproc)}" --target "$1" >&2
 }
