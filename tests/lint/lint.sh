@@ -108,12 +108,11 @@ check_files() {
 }
 
 check_format() {
-    local file tool=
+    local tool
     for tool in clang-format-14 clang-format; do
         if "$tool" --version 2>/dev/null | grep -q 'version 14\.'; then
-            while read -r file; do
-                "$tool" --dry-run -Werror "$file" || complain "$file: run clang-format -i"
-            done < <(sources '*.c' '*.h')
+            sources '*.c' '*.h' | xargs "$tool" --dry-run -Werror ||
+                complain "run clang-format -i on the files above"
             return
         fi
     done
