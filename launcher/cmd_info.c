@@ -93,12 +93,12 @@ static int64_t kv_bytes(const rt_model_config *m, const par_plan *p, int64_t tok
 {
     const int64_t pages = (tokens + page - 1) / page;
     const int64_t row = (int64_t)p->kv_heads.count * m->head_dim * KV_BYTES;
-    return 2 * m->layers * row * pages * (page + 1);
+    return 2 * row * m->layers * pages * (page + 1);
 }
 
 static int64_t kv_bytes_per_token(const rt_model_config *m, const par_plan *p)
 {
-    return 2LL * m->layers * p->kv_heads.count * m->head_dim * KV_BYTES;
+    return (int64_t)2 * KV_BYTES * m->layers * p->kv_heads.count * m->head_dim;
 }
 
 static const char *rope_name(rt_rope_kind kind)

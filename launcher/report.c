@@ -123,6 +123,7 @@ rt_status app_report_write(const json_t *value, const char *path)
 
 rt_status app_report_table(FILE *to, const char *const *cells, size_t rows, size_t columns)
 {
+    RT_CHECK_ARG(columns > 0);
     size_t *width;
     RT_TRY(RT_ALLOC(width, columns, "table"));
     for (size_t i = 0; i < rows * columns; i++) {
