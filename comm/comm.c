@@ -38,6 +38,7 @@ rt_status comm_new(double deadline, comm **out)
     c->local_ranks = 1;
     c->deadline = deadline;
     c->chunk_max = CHUNK_BYTES;
+    c->limit = deadline;
     c->operation = "open";
     *out = c;
     return RT_OK;
@@ -46,7 +47,7 @@ rt_status comm_new(double deadline, comm **out)
 rt_status comm_timeout(const comm *c)
 {
     return RT_FAIL(RT_ERR_TIMEOUT, "rank %d: %s number %llu: no answer within %g s", c->rank,
-                   c->operation, (unsigned long long)c->number, c->deadline);
+                   c->operation, (unsigned long long)c->number, c->limit);
 }
 
 static rt_status begin(comm *c, const char *operation)
@@ -55,6 +56,16 @@ static rt_status begin(comm *c, const char *operation)
         return RT_FAIL(c->broken, "%s", c->cause);
     c->operation = operation;
     c->number++;
+    c->limit = c->deadline;
+    return RT_OK;
+}
+
+// For operations in which a live rank may take its time.
+static rt_status begin_patiently(comm *c, const char *operation)
+{
+    RT_TRY(begin(c, operation));
+    if (c->watched)
+        c->limit = INFINITY;
     return RT_OK;
 }
 
@@ -78,18 +89,10 @@ static void count_call(comm *c, comm_class class, size_t bytes)
 
 static rt_status ctl_bcast(comm *c, const char *operation, int root, void *bytes, size_t n)
 {
-    RT_TRY(begin(c, operation));
+    RT_TRY(begin_patiently(c, operation));
     if (n == 0)
         return RT_OK;
     return finish(c, c->ops.ctl->bcast(c, root, bytes, n));
-}
-
-static rt_status ctl_allgather(comm *c, const char *operation, const void *src, size_t n, void *dst)
-{
-    RT_TRY(begin(c, operation));
-    if (n == 0)
-        return RT_OK;
-    return finish(c, c->ops.ctl->allgather(c, src, n, dst));
 }
 
 // What follows the first piece of a variable broadcast; `in` gets the whole.
@@ -111,7 +114,7 @@ rt_status comm_open_world(double deadline, comm **out)
 {
     static const char *const LAUNCHERS[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK",
                                             "PMI_SIZE"};
-    RT_CHECK_ARG(out && isfinite(deadline) && deadline > 0);
+    RT_CHECK_ARG(out && isfinite(deadline) && deadline >= 0);
     bool launched = false;
     for (size_t i = 0; i < sizeof LAUNCHERS / sizeof LAUNCHERS[0]; i++)
         launched = launched || getenv(LAUNCHERS[i]);
@@ -135,6 +138,7 @@ void comm_close(comm *c)
         return;
     c->operation = "close";
     c->number++;
+    c->limit = c->deadline;
     if (c->ops.data->close)
         c->ops.data->close(c);
     if (c->ops.ctl->close)
@@ -239,7 +243,10 @@ rt_status comm_ctl_bcast_bytes(comm *c, int root, rt_str *bytes, size_t max)
 rt_status comm_ctl_allgather(comm *c, const void *src, size_t n, void *dst)
 {
     RT_CHECK_ARG(c && ((src && dst) || n == 0));
-    return ctl_allgather(c, "gather", src, n, dst);
+    RT_TRY(begin(c, "gather"));
+    if (n == 0)
+        return RT_OK;
+    return finish(c, c->ops.ctl->allgather(c, src, n, dst));
 }
 
 rt_status comm_ctl_barrier(comm *c)
@@ -261,7 +268,9 @@ rt_status comm_agree(comm *c, rt_status mine)
     if (RT_ALLOC(all, (size_t)c->ranks, "statuses of all ranks") != RT_OK)
         return finish(c, RT_ERR_NOMEM);
     int32_t own = mine;
-    rt_status status = ctl_allgather(c, "agreement", &own, sizeof own, all);
+    rt_status status = begin_patiently(c, "agreement");
+    if (status == RT_OK)
+        status = finish(c, c->ops.ctl->allgather(c, &own, sizeof own, all));
     int root = 0;
     while (status == RT_OK && root < c->ranks && all[root] == RT_OK)
         root++;
@@ -272,6 +281,11 @@ rt_status comm_agree(comm *c, rt_status mine)
     RT_TRY(ctl_bcast(c, "agreement", root, message, sizeof message));
     message[sizeof message - 1] = '\0';
     return RT_FAIL(theirs, "%s", message);
+}
+
+void comm_watch_signal(comm *c, comm_signal_fn *caught)
+{
+    c->caught = caught;
 }
 
 void comm_abort(comm *c)

@@ -7,10 +7,14 @@
 // Whatever changes that order (admit, stop, cancel) is decided on rank 0 and
 // broadcast on the control plane.
 //
-// Every wait has a deadline. On failure a call returns RT_ERR_TIMEOUT or
-// RT_ERR_COMM with a message naming rank, operation and sequence number; the
-// communicator is then broken, every later call fails at once, and the program
-// ends the job with comm_abort.
+// Every wait ends. Between ranks of an MPI job a heartbeat tells slow ranks from dead
+// or stopped ones: when a rank falls silent, the one that watches it logs one line
+// that names both, operation and sequence number, and ends the job. Live ranks that
+// do not meet end by the deadline: the call returns RT_ERR_TIMEOUT or RT_ERR_COMM with
+// a message naming rank, operation and sequence number; the communicator is then
+// broken, every later call fails at once, and the program ends the job with
+// comm_abort. Where a rank waits for what another one decides or reads (broadcast,
+// agreement), it waits as long as the heart beats: a user may be slow.
 #ifndef COMM_COMM_H
 #define COMM_COMM_H
 
@@ -24,13 +28,29 @@
 
 typedef struct comm comm;
 
+// Seconds per wait of comm_open_world(0, ...). Without a heart, which needs an MPI
+// that threads may call, the deadline alone finds ranks that stopped.
+#define COMM_DEADLINE 300.0
+#define COMM_DEADLINE_UNWATCHED 60.0
+
 // Opens the communicator over all ranks of the job: MPI when the process was
 // started by mpirun (or srun with PMIx), a single rank otherwise, with no MPI at
-// all. Call once, from the main thread. `deadline` is seconds per wait.
+// all. Call once, from the main thread. `deadline` is seconds per wait; 0: the default.
 rt_status comm_open_world(double deadline, comm **out);
 // A communicator of one rank, with the same semantics and counters.
 rt_status comm_open_self(comm **out);
-void comm_close(comm *c); // collective; ends MPI
+// Fills out [ranks] with the ranks of a group inside this process; each belongs to
+// the thread that uses it. Host buffers only. There is no heart: every wait has the
+// deadline, and whoever fails, aborts or closes early makes the others' waits fail.
+rt_status comm_open_threads(int ranks, double deadline, comm **out);
+// Collective (a thread's rank leaves by itself); ends MPI.
+void comm_close(comm *c);
+
+// The number of a signal that asked this process to end, or 0.
+typedef int comm_signal_fn(void);
+// Not collective. From now on the heart looks at `caught`: a signal that did not lead to
+// an orderly end within seconds ends the job. Without it such a rank would go on.
+void comm_watch_signal(comm *c, comm_signal_fn *caught);
 
 int comm_rank(const comm *c);
 int comm_ranks(const comm *c);
@@ -79,7 +99,7 @@ rt_status comm_ctl_barrier(comm *c);
 rt_status comm_agree(comm *c, rt_status mine);
 
 // Not collective: ends the whole job with a non-zero status. Does not return when
-// there is more than one rank.
+// there is more than one process; in a group of threads the other ranks' waits fail.
 void comm_abort(comm *c);
 
 #endif

@@ -10,6 +10,8 @@
 
 #include "comm/comm.h"
 
+#include <stdatomic.h>
+
 // Called with checked arguments, count > 0, and on every rank in the same order.
 // A failure is final: comm.c marks the communicator broken with its message.
 typedef struct comm_data_ops {
@@ -38,12 +40,16 @@ struct comm {
     void *data_state, *ctl_state; // of the two halves
     int rank, ranks, local_rank, local_ranks;
     double deadline;  // seconds of one wait
+    bool watched;     // a heart ends the job when a rank dies or stops
     size_t chunk_max; // most bytes handed to the transport in one piece
     comm_counter counters[COMM_CLASSES];
 
-    // The collective that runs or ran last, for messages.
-    const char *operation;
-    uint64_t number; // counts from 1, the same on every rank
+    // The collective that runs or ran last. Atomic: the heart names it too.
+    _Atomic(const char *) operation;
+    _Atomic uint64_t number; // counts from 1, the same on every rank
+    double limit;            // seconds it may wait; INFINITY: as long as the others live
+
+    _Atomic(comm_signal_fn *) caught; // see comm_watch_signal
 
     rt_status broken; // RT_OK, or what every call returns from now on
     char cause[COMM_CAUSE_MAX];
@@ -51,7 +57,7 @@ struct comm {
 
 // A communicator without backend; its owner fills ops and the ranks.
 rt_status comm_new(double deadline, comm **out);
-// Message and code of a wait that reached the deadline in the current operation.
+// Message and code of a wait that reached the limit of the current operation.
 rt_status comm_timeout(const comm *c);
 
 // Data plane of one rank, on any device.

@@ -6,18 +6,24 @@
 // its buffers may still be written if MPI is called again, which after a failure
 // only comm_abort does.
 //
+// With MPI_THREAD_MULTIPLE and more than one rank a heart (heart.h) finds ranks that
+// die or stop; without it the deadline alone does.
+//
 // Identical bits on all ranks. MPI asks implementations to give every rank the
 // same result of MPI_Allreduce and Open MPI's nonblocking algorithms do: binomial,
 // ring and Rabenseifner compute each element once, in one order, and distribute
 // it; recursive doubling has both partners of a step combine the same two values,
 // and f32 addition and maximum commute. tests/mpi/test_comm.c compares the bits.
 #include "comm/comm_int.h"
+#include "comm/guard.h"
+#include "comm/heart.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
 
 #include <mpi.h>
 #include <sched.h>
+#include <stdlib.h>
 
 // A wait first polls, which answers fastest; then gives the core away between
 // polls, because ranks may outnumber cores; then sleeps, so that ranks that wait
@@ -25,7 +31,8 @@
 static const double SPIN_SECONDS = 20e-6, YIELD_SECONDS = 0.1, NAP_SECONDS = 100e-6;
 
 typedef struct mpi_state {
-    MPI_Comm data, ctl; // own contexts: the planes never match each other's messages
+    MPI_Comm data, ctl, ring; // own contexts: none matches the others' messages
+    comm_heart *heart;        // NULL: none
 } mpi_state;
 
 static rt_status check(const comm *c, int code, const char *call)
@@ -49,7 +56,7 @@ static rt_status wait(const comm *c, MPI_Request *request)
         if (done)
             return RT_OK;
         double waited = rt_clock_now() - start;
-        if (waited > c->deadline)
+        if (waited > c->limit)
             return comm_timeout(c);
         if (waited > YIELD_SECONDS)
             rt_clock_sleep(NAP_SECONDS);
@@ -147,8 +154,11 @@ static rt_status ctl_barrier(comm *c)
 
 static void ctl_abort(comm *c)
 {
-    if (c->ranks > 1)
-        MPI_Abort(MPI_COMM_WORLD, 1);
+    mpi_state *s = c->ctl_state;
+    if (c->ranks == 1)
+        return;
+    comm_heart_stop(s->heart, false); // who ends the job is not reported as dead
+    MPI_Abort(MPI_COMM_WORLD, EXIT_FAILURE);
 }
 
 // MPI_Finalize waits for all ranks without a deadline, so the ranks meet in a
@@ -162,10 +172,16 @@ static void ctl_close(comm *c)
     }
     if (c->broken != RT_OK)
         ctl_abort(c);
+    comm_guard *guard = NULL;
+    if (comm_guard_start("end of MPI", COMM_DEADLINE_UNWATCHED, &guard) != RT_OK)
+        rt_log(RT_LOG_WARN, "%s", rt_last_error());
+    comm_heart_stop(s->heart, true);
     MPI_Comm_free(&s->data);
     MPI_Comm_free(&s->ctl);
+    MPI_Comm_free(&s->ring);
     rt_free(s);
     MPI_Finalize();
+    comm_guard_stop(guard);
 }
 
 // Both planes share one state, which ctl_close frees.
@@ -182,17 +198,16 @@ static const comm_ctl_ops mpi_ctl = {
     .close = ctl_close,
 };
 
-static rt_status start_mpi(comm *c)
+static rt_status start_mpi(comm *c, int *threads)
 {
-    int running = 0, provided = 0;
+    int running = 0;
     RT_TRY(check(c, MPI_Initialized(&running), "MPI_Initialized"));
     if (running)
         return RT_FAIL(RT_ERR_INVALID, "comm_open_world: MPI was started before");
-    RT_TRY(
-        check(c, MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread"));
-    if (provided < MPI_THREAD_FUNNELED)
+    RT_TRY(check(c, MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, threads), "MPI_Init_thread"));
+    if (*threads < MPI_THREAD_FUNNELED)
         return RT_FAIL(RT_ERR_UNSUPPORTED, "MPI offers thread level %d, MPI_THREAD_FUNNELED is %d",
-                       provided, MPI_THREAD_FUNNELED);
+                       *threads, MPI_THREAD_FUNNELED);
     RT_TRY(check(c, MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN),
                  "MPI_Comm_set_errhandler"));
     RT_TRY(check(c, MPI_Comm_rank(MPI_COMM_WORLD, &c->rank), "MPI_Comm_rank"));
@@ -218,20 +233,51 @@ static rt_status find_local(comm *c)
     return check(c, MPI_Comm_free(&local), "MPI_Comm_free");
 }
 
-rt_status comm_mpi_open(comm *c)
+static rt_status start_heart(comm *c, mpi_state *s, int threads)
 {
-    RT_TRY(start_mpi(c));
+    if (c->ranks == 1)
+        return RT_OK;
+    if (threads < MPI_THREAD_MULTIPLE) {
+        rt_log(RT_LOG_DEBUG, "MPI offers thread level %d: no heartbeat, waits end after %g s",
+               threads, c->deadline);
+        return RT_OK;
+    }
+    RT_TRY(comm_heart_start(c, s->ring, &s->heart));
+    c->watched = true;
+    return RT_OK;
+}
+
+static rt_status open_state(comm *c, int threads)
+{
     mpi_state *s = NULL;
     rt_status status;
     RT_TRY(RT_ALLOC(s, 1, "MPI state"));
     RT_TRY_GOTO(status, duplicate(c, &s->data), fail);
     RT_TRY_GOTO(status, duplicate(c, &s->ctl), fail);
+    RT_TRY_GOTO(status, duplicate(c, &s->ring), fail);
     RT_TRY_GOTO(status, find_local(c), fail);
     c->ops = (comm_ops){.data = &mpi_data, .ctl = &mpi_ctl};
     c->data_state = s;
     c->ctl_state = s;
+    RT_TRY_GOTO(status, start_heart(c, s, threads), fail);
     return RT_OK;
 fail:
     rt_free(s);
+    return status;
+}
+
+rt_status comm_mpi_open(comm *c)
+{
+    int threads = MPI_THREAD_SINGLE;
+    comm_guard *guard;
+    RT_TRY(comm_guard_start("start of MPI", COMM_DEADLINE_UNWATCHED, &guard));
+    rt_status status = start_mpi(c, &threads);
+    if (status == RT_OK) {
+        if (c->deadline == 0)
+            c->deadline = threads < MPI_THREAD_MULTIPLE ? COMM_DEADLINE_UNWATCHED : COMM_DEADLINE;
+        c->limit = c->deadline;
+        status = open_state(c, threads);
+    }
+    comm_guard_stop(guard);
     return status;
 }

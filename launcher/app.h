@@ -14,7 +14,7 @@
 // First member of every command's argument struct.
 typedef struct app_common {
     app_list operands;
-    double timeout; // seconds; deadline of every wait between ranks
+    double timeout; // seconds; deadline of a wait between ranks; 0 = comm's default
     bool verbose, quiet;
 } app_common;
 
@@ -40,7 +40,8 @@ extern const app_command app_cmd_generate, app_cmd_info, app_cmd_logits, app_cmd
     app_cmd_tokenize;
 
 // Signals. After app_catch_signals the first SIGINT or SIGTERM only leaves its
-// number in app_signal(); the second one of a kind ends the process.
+// number in app_signal(); the second one of a kind ends the process. Calling it again
+// changes nothing.
 void app_catch_signals(void);
 int app_signal(void); // 0: none
 
@@ -61,8 +62,9 @@ rt_status app_abandon(comm *c, rt_status status);
     }
 #define APP_OPTION_TIMEOUT(A)                                                                      \
     {                                                                                              \
-        "timeout", 0, APP_REAL, offsetof(A, common.timeout), 1, 86400, "SECONDS", NULL,            \
-            "deadline of every wait between ranks", NULL, NULL, NULL                               \
+        "timeout", 0, APP_REAL, offsetof(A, common.timeout), 0, 86400, "SECONDS", NULL,            \
+            "deadline of a wait between live ranks; 0: 300 (60 without MPI threads)", NULL, NULL,  \
+            NULL                                                                                   \
     }
 #define APP_OPTION_VERBOSE(A)                                                                      \
     {                                                                                              \

@@ -15,8 +15,7 @@
 #include <string.h>
 
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_SIGNAL = 128 };
-#define TIMEOUT_DEFAULT 300.0 // seconds; loading a large model differs that much between hosts
-#define ABANDON_GRACE 0.5     // seconds that rank 0 is given to report a common cause first
+#define ABANDON_GRACE 0.5 // seconds that rank 0 is given to report a common cause first
 
 static const app_command *const commands[] = {
     &app_cmd_generate, &app_cmd_info, &app_cmd_logits, &app_cmd_tokenize, &app_cmd_report,
@@ -130,6 +129,10 @@ static int run_ranks(const app_command *cmd, app_common *common)
     }
     const bool first = comm_rank(c) == 0;
     setup_log(common, comm_rank(c), comm_ranks(c));
+    if (comm_ranks(c) > 1) { // mpirun asks every rank to end; rank 0 does it in order
+        app_catch_signals();
+        comm_watch_signal(c, app_signal);
+    }
     const rt_status status = cmd->run(c, common);
     int code = exit_status(status);
     if (first && status != RT_OK && code < EXIT_SIGNAL)
@@ -150,7 +153,6 @@ static int run_ranks(const app_command *cmd, app_common *common)
 static void fill_defaults(const app_command *cmd, app_common *common)
 {
     memset(common, 0, cmd->args_size);
-    common->timeout = TIMEOUT_DEFAULT;
     cmd->defaults(common);
 }
 

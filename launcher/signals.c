@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The interrupt flag. A handler may only set it; the command's loop looks at it
 // between steps. mpirun passes Ctrl-C on to all ranks as SIGTERM: the ranks above 0
-// do not look, they end when rank 0 closes the engine.
+// do not look, they end when rank 0 closes the engine. A rank that cannot end in order
+// soon is ended by the communicator's heart (comm_watch_signal).
 #include "launcher/app.h"
 
 #include <signal.h>
@@ -15,6 +16,10 @@ static void remember(int number)
 
 void app_catch_signals(void)
 {
+    static bool done;
+    if (done)
+        return;
+    done = true;
     // SA_RESETHAND: the second signal finds the default action and ends the process.
     struct sigaction action = {.sa_handler = remember, .sa_flags = (int)SA_RESETHAND};
     sigemptyset(&action.sa_mask);

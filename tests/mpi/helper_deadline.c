@@ -2,9 +2,9 @@
 // A job in which rank 1 does not answer: run by tests/e2e/test_deadline.c as
 //   mpirun -n RANKS helper_deadline WHAT OPERATION DEADLINE
 // WHAT is what rank 1 does instead of the third collective: sleep, stop (SIGSTOP),
-// kill (SIGKILL), exit. Each rank prints "pid N"; the others print "waited SECONDS"
-// and "error: TEXT" after the collective, "again: TEXT" after a further one, and end
-// the job.
+// kill (SIGKILL), exit; or it is only late: a little more than the deadline. Each rank
+// prints "pid N"; the others print "waited SECONDS" and "error: TEXT" after the
+// collective, "again: TEXT" after a further one, and end the job.
 #include "comm/comm.h"
 #include "runtime/base/clock.h"
 
@@ -16,8 +16,12 @@
 
 enum { COUNT = 100000, FOREVER = 600 };
 
-static void vanish(const char *what)
+static void vanish(const char *what, double deadline)
 {
+    if (strcmp(what, "late") == 0) {
+        rt_clock_sleep(1.5 * deadline);
+        return;
+    }
     if (strcmp(what, "stop") == 0)
         raise(SIGSTOP);
     else if (strcmp(what, "kill") == 0)
@@ -62,7 +66,7 @@ static rt_status run(const char *what, const char *name, double deadline)
     RT_TRY(comm_ctl_barrier(c));
     RT_TRY(comm_ctl_barrier(c));
     if (comm_rank(c) == 1)
-        vanish(what);
+        vanish(what, deadline);
     if (strcmp(name, "close") == 0) {
         comm_close(c);
         return RT_OK;

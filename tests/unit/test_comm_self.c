@@ -95,7 +95,7 @@ static void test_world_without_launcher(void **state)
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         unsetenv(names[i]);
     comm *c = NULL;
-    assert_int_equal(comm_open_world(0.0, &c), RT_ERR_INVALID);
+    assert_int_equal(comm_open_world(-1.0, &c), RT_ERR_INVALID);
     assert_int_equal(comm_open_world(5.0, &c), RT_OK);
     assert_int_equal(comm_ranks(c), 1);
     comm_close(c);
