@@ -77,6 +77,9 @@ def inert(newer):
                 out.add(c)
                 parts.update(int(x, 16) for x in decomposition.split())
     out |= {c for c in parts if c >= 0x11900}
+    # utf8proc up to 2.8 takes U+11A7 for a final consonant of Hangul, and drops it.
+    assert nfc("\uac00\u11a7") == "\uac00\u11a7"
+    out.add(0x11A7)
     return out
 
 
