@@ -56,10 +56,12 @@ INLINE void score_block(const float *q, int dim, const float *const k[BLOCK], fl
                         const bool add)
 {
     vec acc[BLOCK][2] = {{{0}}};
+    if (add) {
 #pragma GCC unroll 8
-    for (int i = 0; add && i < BLOCK; i++) {
-        acc[i][0] = load(s + i * PANEL);
-        acc[i][1] = load(s + i * PANEL + WIDTH);
+        for (int i = 0; i < BLOCK; i++) {
+            acc[i][0] = load(s + i * PANEL);
+            acc[i][1] = load(s + i * PANEL + WIDTH);
+        }
     }
     for (int c = 0; c < dim; c++) {
         const vec q0 = load(q + c * PANEL);

@@ -14,10 +14,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#ifdef __AVX512F__
-enum { ATTN_WIDTH = 16, ATTN_BLOCK = 8 }; // lanes of a vector; keys that share a load of them
-#else
+// Lanes of a vector register; keys that share a load of lanes.
+#if defined(__AVX512F__)
+enum { ATTN_WIDTH = 16, ATTN_BLOCK = 8 };
+#elif defined(__AVX__)
 enum { ATTN_WIDTH = 8, ATTN_BLOCK = 6 };
+#else
+enum { ATTN_WIDTH = 4, ATTN_BLOCK = 6 };
 #endif
 
 enum {
