@@ -93,8 +93,10 @@ static void fuzz_members(const char *data, size_t size)
     if (rt_json_parse(data, len, "fuzz", &members) != RT_OK)
         return;
     json_t *root = small_tokenizer();
+    json_t *model = json_incref(json_object_get(root, "model"));
+    json_object_update(model, json_object_get(members, "model")); // member by member
     json_object_update(root, members);
-    json_object_update_existing(json_object_get(root, "model"), members);
+    json_object_set_new(root, "model", model);
     rt_tokenizer *tok = open_json(root);
     if (tok && end)
         try_text(tok, end + 1, size - len - 1, false);
