@@ -27,7 +27,7 @@ void rt_free(void *ptr);
 void rt_mem_fail_at(long n);
 
 // RT_TRY(RT_ALLOC(array, count, "what it is")): typed, zeroed, checked.
-#define RT_ALLOC(ptr, count, what)                                             \
+#define RT_ALLOC(ptr, count, what)                                                                 \
     (((ptr) = rt_mem_alloc((count), sizeof *(ptr), (what))) ? RT_OK : RT_ERR_NOMEM)
 
 #endif

@@ -7,7 +7,9 @@
 
 #include <stdint.h>
 
-typedef struct rt_philox { uint32_t v[4]; } rt_philox;
+typedef struct rt_philox {
+    uint32_t v[4];
+} rt_philox;
 
 // Four uniform 32-bit words for (key, counter).
 rt_philox rt_philox4x32(uint64_t key, const uint32_t counter[4]);

@@ -14,8 +14,8 @@ const char *rt_status_text(rt_status code)
     switch (code) {
     case RT_OK:
         return "ok";
-#define RT_STATUS_CASE(name, value, text)                                      \
-    case RT_ERR_##name:                                                        \
+#define RT_STATUS_CASE(name, value, text)                                                          \
+    case RT_ERR_##name:                                                                            \
         return text;
         RT_STATUS_MAP(RT_STATUS_CASE)
 #undef RT_STATUS_CASE

@@ -8,17 +8,17 @@
 #ifndef RT_BASE_STATUS_H
 #define RT_BASE_STATUS_H
 
-#define RT_STATUS_MAP(X)                                                       \
-    X(NOMEM, -1, "out of memory")                                              \
-    X(IO, -2, "input/output error")                                            \
-    X(FORMAT, -3, "malformed input")                                           \
-    X(INVALID, -4, "invalid argument")                                         \
-    X(UNSUPPORTED, -5, "not supported")                                        \
-    X(LIMIT, -6, "limit exceeded")                                             \
-    X(TIMEOUT, -7, "timed out")                                                \
-    X(CANCELLED, -8, "cancelled")                                              \
-    X(DEVICE, -9, "device error")                                              \
-    X(COMM, -10, "communication error")                                        \
+#define RT_STATUS_MAP(X)                                                                           \
+    X(NOMEM, -1, "out of memory")                                                                  \
+    X(IO, -2, "input/output error")                                                                \
+    X(FORMAT, -3, "malformed input")                                                               \
+    X(INVALID, -4, "invalid argument")                                                             \
+    X(UNSUPPORTED, -5, "not supported")                                                            \
+    X(LIMIT, -6, "limit exceeded")                                                                 \
+    X(TIMEOUT, -7, "timed out")                                                                    \
+    X(CANCELLED, -8, "cancelled")                                                                  \
+    X(DEVICE, -9, "device error")                                                                  \
+    X(COMM, -10, "communication error")                                                            \
     X(INTERNAL, -11, "internal error")
 
 typedef enum rt_status {
@@ -44,26 +44,26 @@ const char *rt_last_error_where(void);
 
 #define RT_FAIL(code, ...) rt_fail((code), __FILE__, __LINE__, __VA_ARGS__)
 
-#define RT_TRY(expr)                                                           \
-    do {                                                                       \
-        rt_status rt_try_status_ = (expr);                                     \
-        if (rt_try_status_ != RT_OK)                                           \
-            return rt_try_status_;                                             \
+#define RT_TRY(expr)                                                                               \
+    do {                                                                                           \
+        rt_status rt_try_status_ = (expr);                                                         \
+        if (rt_try_status_ != RT_OK)                                                               \
+            return rt_try_status_;                                                                 \
     } while (0)
 
 // For functions with a cleanup label: stores the code in `status`, then jumps.
-#define RT_TRY_GOTO(status, expr, label)                                       \
-    do {                                                                       \
-        (status) = (expr);                                                     \
-        if ((status) != RT_OK)                                                 \
-            goto label;                                                        \
+#define RT_TRY_GOTO(status, expr, label)                                                           \
+    do {                                                                                           \
+        (status) = (expr);                                                                         \
+        if ((status) != RT_OK)                                                                     \
+            goto label;                                                                            \
     } while (0)
 
 // Entry checks of public functions: names the condition that does not hold.
-#define RT_CHECK_ARG(cond)                                                     \
-    do {                                                                       \
-        if (!(cond))                                                           \
-            return RT_FAIL(RT_ERR_INVALID, "%s: requires %s", __func__, #cond); \
+#define RT_CHECK_ARG(cond)                                                                         \
+    do {                                                                                           \
+        if (!(cond))                                                                               \
+            return RT_FAIL(RT_ERR_INVALID, "%s: requires %s", __func__, #cond);                    \
     } while (0)
 
 #endif

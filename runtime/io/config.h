@@ -28,7 +28,7 @@ typedef struct rt_rope_config {
 typedef struct rt_model_config {
     char architecture[64]; // as config.json names it
     int hidden, ffn, layers, heads, kv_heads, head_dim, vocab;
-    int max_positions;     // context length, with rope scaling applied
+    int max_positions; // context length, with rope scaling applied
     double rms_eps;
     rt_rope_config rope;
     bool qkv_bias, qk_norm, tied_head;

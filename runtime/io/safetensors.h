@@ -15,12 +15,12 @@
 enum { RT_TENSOR_MAX_DIMS = 4 };
 
 typedef struct rt_tensor {
-    const char *name;  // borrowed from the checkpoint
-    const char *file;  // path, for messages
-    kern_dtype dtype;  // F32, BF16 or F16
+    const char *name; // borrowed from the checkpoint
+    const char *file; // path, for messages
+    kern_dtype dtype; // F32, BF16 or F16
     int dims;
     int64_t shape[RT_TENSOR_MAX_DIMS];
-    const void *data;  // mapped, little endian, dense row-major
+    const void *data; // mapped, little endian, dense row-major
     size_t bytes;
 } rt_tensor;
 
@@ -38,8 +38,7 @@ size_t rt_checkpoint_count(const rt_checkpoint *ckpt);
 size_t rt_checkpoint_bytes(const rt_checkpoint *ckpt);
 bool rt_checkpoint_has(const rt_checkpoint *ckpt, const char *name);
 // The i-th tensor, in name order (for listing). `dtype_name` gets the file's spelling.
-void rt_checkpoint_at(const rt_checkpoint *ckpt, size_t i, rt_tensor *out,
-                      const char **dtype_name);
+void rt_checkpoint_at(const rt_checkpoint *ckpt, size_t i, rt_tensor *out, const char **dtype_name);
 
 // Finds a tensor and checks its shape: `cols` 0 asks for a vector [rows]. A missing
 // tensor or another shape is RT_ERR_FORMAT, naming tensor, file and both shapes.
