@@ -13,7 +13,7 @@ losa_packages=(
     build-essential cmake ninja-build pkg-config           # build
     libopenmpi-dev openmpi-bin                             # ranks
     libjansson-dev libpcre2-dev libutf8proc-dev            # JSON, tokenizer
-    libprotobuf-c-dev protobuf-c-compiler libopenblas-dev  # messages, GEMM
+    libprotobuf-c-dev protobuf-c-compiler                  # messages
     libcmocka-dev                                          # tests
 )
 
