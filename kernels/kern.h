@@ -78,20 +78,23 @@ rt_status kern_upload(const kern_upload_args *args);
 // A forward runs `rows` tokens of `segs` segments. A segment is a run of
 // consecutive rows of one request: a prefill chunk, a finished block to commit,
 // or the block being denoised, the last maybe with the finished block before it;
-// its rows are whole blocks, except that a prompt may end in a partial one. A
+// its rows are whole blocks, except that the batch may end in a part of one. A
 // token at position p attends to its prefix, the tokens before its block
-// [0, p / block * block), through the KV pages, and to its whole own block through
-// the rows of this batch. Rows to be committed are written to the pages before
+// [0, p / block * block), through the KV pages, and to its own block through the
+// rows of this batch. Rows to be committed are written to the pages before
 // attention, so that later blocks of the same forward have them in their prefix.
 //
 // The first `sparse_segs` segments (the first `sparse_rows` rows) are the ones
-// whose prefix attention follows a page plan; the others read all of it.
+// whose prefix attention follows a page plan; each is one block. The first
+// `scan_segs` of them look for pages by the metadata. The others read all of it.
 
 enum { // kern_batch.seg_kind
     KERN_SEG_PREFILL = 0,
     KERN_SEG_COMMIT = 1, // a finished block: its K,V are written
-    KERN_SEG_FIRST = 2,  // first step of a block
-    KERN_SEG_STEP = 3,   // a later step of a block
+    KERN_SEG_OPEN = 2,   // first step of a request's first block
+    KERN_SEG_FIRST = 3,  // first step of a later block
+    KERN_SEG_STEP = 4,   // a later step of a block
+    KERN_SEG_KINDS
 };
 
 enum {                   // kern_batch.row_state, bits
@@ -102,6 +105,8 @@ enum {                   // kern_batch.row_state, bits
 typedef struct kern_batch {
     int rows, segs;
     int sparse_rows, sparse_segs;
+    int scan_segs;              // <= sparse_segs
+    int mass_segs;              // segments with a seg_mass
     int block;                  // tokens in a block
     int page;                   // tokens in a page, a power of two
     int max_pages;              // row length of page_table
@@ -111,6 +116,9 @@ typedef struct kern_batch {
     const kern_buf *row_seg;    // i32 [rows], segment of a row
     const kern_buf *seg_row0;   // i32 [segs + 1], first row of a segment
     const kern_buf *seg_kind;   // i32 [segs]
+    const kern_buf *seg_slot;   // i32 [segs], the request's slot: row of its kept page lists
+    const kern_buf *seg_mass;   // i32 [segs], number of the segment among those that measure
+                                // the attention mass of pages [0, mass_segs), or -1
     const kern_buf *page_table; // i32 [segs, max_pages], logical -> physical page
     const kern_buf *kv_slot;    // i32 [rows], physical page * page + offset to write, or -1
     const kern_buf *cache_slot; // i32 [rows], row of the prefix cache, or -1
@@ -249,7 +257,7 @@ typedef struct kern_active_args {
 } kern_active_args;
 rt_status kern_active(kern_dev *dev, const kern_active_args *args);
 
-// Page scores of the active rows of sparse segments. For query head h of row i,
+// Page scores of the active rows of the scanning segments. For query head h of row i,
 // the QUEST bound of page g is b = scale * sum_c max(q_c min_c, q_c max_c); its
 // share is softmax over the prefix pages of b. score[s, l, a, g] = the sum of the
 // shares of the heads of list l. A list is a KV head (heads h with h / (heads /
@@ -265,21 +273,63 @@ typedef struct kern_page_score_args {
     float scale;
     int score_lists; // lists in `score`; >= list0 + local lists
     int list0;       // list of the first local KV head
-    kern_buf *score; // f32 [sparse_segs, score_lists, act_cap, max_pages]
+    kern_buf *score; // f32 [scan_segs, score_lists, act_cap, max_pages]
 } kern_page_score_args;
 rt_status kern_page_score(kern_dev *dev, const kern_page_score_args *args);
 
-// For every sparse segment and list: each active row takes its `top` best pages,
-// the first and the last page of the prefix always among them (ties: the lower
-// page); the list is the union over the rows, ascending.
+// Page lists that outlive a step: per request slot and list, up to `cap` logical
+// pages, ascending. Made from attention mass (MAGE, arXiv 2602.14209; losa-mass).
+typedef struct kern_kept_lists {
+    kern_buf *pages; // i32 [slots, lists, cap]
+    kern_buf *count; // i32 [slots, lists]
+    int lists, cap;
+} kern_kept_lists;
+
+// How the segments of one kind choose their pages.
+typedef struct kern_page_choice {
+    int top;   // pages each row takes by score, >= 1; 0: the kind does not scan
+    bool kept; // the request's kept list is read too
+} kern_page_choice;
+
+// For every sparse segment and list: each active row takes its `top` best pages by
+// score (ties: the lower page); the list is the union over the rows and, where asked
+// for, the kept list, ascending. The first and the last page of the prefix are always
+// in it, and count among the pages that a row takes. Segments of kinds that scan are
+// among the first scan_segs, the others are not.
 typedef struct kern_page_select_args {
-    const kern_buf *score; // as kern_page_score left it (summed over ranks)
+    const kern_buf *score; // as kern_page_score left it, summed over ranks; NULL: none scans
     const kern_batch *batch;
     int score_lists, list0;
-    int top; // pages, >= 1; 2 where the first and last page differ
+    kern_page_choice choice[KERN_SEG_KINDS];
+    const kern_kept_lists *kept; // NULL: none
     kern_plan *plan;
 } kern_page_select_args;
 rt_status kern_page_select(kern_dev *dev, const kern_page_select_args *args);
+
+// Attention mass of the pages, from what kern_attn_prefix left: for every segment with
+// a seg_mass, the sum over its denoised rows (kv_slot -1) and the heads of a list of
+// e^(page_lse - lse), the share of a row's and head's prefix attention that fell on the
+// page. Lists as in kern_page_score; entries of absent lists and pages become 0.
+typedef struct kern_page_mass_args {
+    const kern_buf *page_lse; // f32 [mass_segs, block, heads, max_pages]
+    const kern_buf *lse;      // f32 [rows, heads]
+    const kern_batch *batch;
+    int heads, kv_heads;
+    int score_lists, list0;
+    kern_buf *mass; // f32 [mass_segs, score_lists, max_pages]
+} kern_page_mass_args;
+rt_status kern_page_mass(kern_dev *dev, const kern_page_mass_args *args);
+
+// Keeps, for every segment with a seg_mass, the `top` pages of largest mass of its last
+// block's prefix, the first and the last page among them; ties: the lower page.
+typedef struct kern_mass_select_args {
+    const kern_buf *mass; // summed over ranks
+    const kern_batch *batch;
+    int score_lists, list0;
+    int top;
+    const kern_kept_lists *kept; // cap >= max(top, 2)
+} kern_mass_select_args;
+rt_status kern_mass_select(kern_dev *dev, const kern_mass_select_args *args);
 
 // Adds this layer's reading to counters, per segment.
 enum {
@@ -294,9 +344,8 @@ enum {
 typedef struct kern_plan_count_args {
     const kern_batch *batch;
     const kern_plan *plan;
-    int top;          // as in kern_page_select
-    bool scanned;     // the metadata of sparse segments was scanned
-    kern_buf *counts; // i64 [segs, KERN_COUNT_N]
+    int top[KERN_SEG_KINDS]; // pages one row may take in a sparse segment of this kind
+    kern_buf *counts;        // i64 [segs, KERN_COUNT_N]
 } kern_plan_count_args;
 rt_status kern_plan_count(kern_dev *dev, const kern_plan_count_args *args);
 
@@ -306,6 +355,7 @@ rt_status kern_plan_count(kern_dev *dev, const kern_plan_count_args *args);
 typedef struct kern_plan_checksum_args {
     const kern_batch *batch;
     const kern_plan *plan;
+    bool pages;    // the page lists too, not only the active rows
     kern_buf *out; // i32 [2]
 } kern_plan_checksum_args;
 rt_status kern_plan_checksum(kern_dev *dev, const kern_plan_checksum_args *args);
@@ -325,6 +375,10 @@ typedef struct kern_attn_prefix_args {
     float scale;
     kern_buf *o;   // f32 [rows, heads, head_dim]
     kern_buf *lse; // f32 [rows, heads]
+    // If not NULL: f32 [mass_segs, block, heads, max_pages], log-sum-exp of the scores of
+    // each page, for the denoised rows (kv_slot -1) of segments with a seg_mass; -inf
+    // for pages that are not read.
+    kern_buf *page_lse;
 } kern_attn_prefix_args;
 rt_status kern_attn_prefix(kern_dev *dev, const kern_attn_prefix_args *args);
 

@@ -62,6 +62,8 @@ rt_status kern_check_batch(const kern_check *check, const kern_batch *batch, uns
     RT_TRY(kern_check_int(check, "batch.segs", batch->segs, 0, INT_MAX - 1));
     RT_TRY(kern_check_int(check, "batch.sparse_rows", batch->sparse_rows, 0, batch->rows));
     RT_TRY(kern_check_int(check, "batch.sparse_segs", batch->sparse_segs, 0, batch->segs));
+    RT_TRY(kern_check_int(check, "batch.scan_segs", batch->scan_segs, 0, batch->sparse_segs));
+    RT_TRY(kern_check_int(check, "batch.mass_segs", batch->mass_segs, 0, batch->segs));
     RT_TRY(kern_check_int(check, "batch.block", batch->block, 1, INT_MAX));
     RT_TRY(kern_check_int(check, "batch.page", batch->page, 1, INT_MAX));
     RT_TRY(kern_check_int(check, "batch.max_pages", batch->max_pages, 0, INT_MAX));
@@ -86,6 +88,8 @@ rt_status kern_check_batch(const kern_check *check, const kern_batch *batch, uns
          (size_t)batch->max_pages},
         {KERN_NEED_KV_SLOT, "batch.kv_slot", batch->kv_slot, rows, 1},
         {KERN_NEED_CACHE_SLOT, "batch.cache_slot", batch->cache_slot, rows, 1},
+        {KERN_NEED_SEG_SLOT, "batch.seg_slot", batch->seg_slot, segs, 1},
+        {KERN_NEED_SEG_MASS, "batch.seg_mass", batch->seg_mass, segs, 1},
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         if (need & table[i].bit)
@@ -134,4 +138,28 @@ rt_status kern_check_kv_meta(const kern_check *check, const kern_kv *kv)
     const size_t dims[] = {(size_t)kv->pages, (size_t)kv->kv_heads, (size_t)kv->head_dim};
     RT_TRY(kern_check_buf(check, "kv.kmin", kv->kmin, KERN_F32, 3, dims));
     return kern_check_buf(check, "kv.kmax", kv->kmax, KERN_F32, 3, dims);
+}
+
+rt_status kern_check_heads(const kern_check *check, int heads, int kv_heads, int head_dim)
+{
+    RT_TRY(kern_check_int(check, "kv_heads", kv_heads, 1, INT_MAX));
+    RT_TRY(kern_check_int(check, "heads", heads, 1, INT_MAX));
+    RT_TRY(kern_check_int(check, "head_dim", head_dim, 1, INT_MAX));
+    if (heads % kv_heads)
+        return RT_FAIL(RT_ERR_INVALID, "%s: heads is %d, not a multiple of kv_heads %d", check->op,
+                       heads, kv_heads);
+    return RT_OK;
+}
+
+// The q columns of a [rows, stride] matrix.
+rt_status kern_check_query(const kern_check *check, const kern_buf *q, int rows, int stride,
+                           int heads, const kern_kv *kv)
+{
+    RT_TRY(kern_check_heads(check, heads, kv->kv_heads, kv->head_dim));
+    const size_t cols = (size_t)heads * (size_t)kv->head_dim;
+    if (stride < 1 || (size_t)stride < cols)
+        return RT_FAIL(RT_ERR_INVALID, "%s: stride is %d, want at least heads * head_dim = %zu",
+                       check->op, stride, cols);
+    return kern_check_buf(check, "q", q, KERN_F32, 2,
+                          (const size_t[]){(size_t)rows, (size_t)stride});
 }

@@ -35,6 +35,8 @@ enum {
     KERN_NEED_PAGE_TABLE = 32,
     KERN_NEED_KV_SLOT = 64,
     KERN_NEED_CACHE_SLOT = 128,
+    KERN_NEED_SEG_SLOT = 256,
+    KERN_NEED_SEG_MASS = 512,
 };
 rt_status kern_check_batch(const kern_check *check, const kern_batch *batch, unsigned need);
 rt_status kern_check_plan(const kern_check *check, const kern_batch *batch, const kern_plan *plan);
@@ -42,6 +44,11 @@ rt_status kern_check_plan(const kern_check *check, const kern_batch *batch, cons
 // K and V, or the metadata, of one layer; the batch was checked before.
 rt_status kern_check_kv(const kern_check *check, const kern_kv *kv, const kern_batch *batch);
 rt_status kern_check_kv_meta(const kern_check *check, const kern_kv *kv);
+
+// Head counts that fit each other; queries [rows, stride] of `heads` heads.
+rt_status kern_check_heads(const kern_check *check, int heads, int kv_heads, int head_dim);
+rt_status kern_check_query(const kern_check *check, const kern_buf *q, int rows, int stride,
+                           int heads, const kern_kv *kv);
 
 #define KERN_TRY_ENTRY(dev, args)                                                                  \
     do {                                                                                           \

@@ -34,6 +34,8 @@ struct kern_buf {
     X(active, kern_active_args)                                                                    \
     X(page_score, kern_page_score_args)                                                            \
     X(page_select, kern_page_select_args)                                                          \
+    X(page_mass, kern_page_mass_args)                                                              \
+    X(mass_select, kern_mass_select_args)                                                          \
     X(plan_count, kern_plan_count_args)                                                            \
     X(plan_checksum, kern_plan_checksum_args)                                                      \
     X(attn_prefix, kern_attn_prefix_args)                                                          \

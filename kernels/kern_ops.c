@@ -10,30 +10,6 @@ static size_t qkv_width(int heads, int kv_heads, int head_dim)
     return ((size_t)heads + 2 * (size_t)kv_heads) * (size_t)head_dim;
 }
 
-static rt_status check_heads(const kern_check *check, int heads, int kv_heads, int head_dim)
-{
-    RT_TRY(kern_check_int(check, "kv_heads", kv_heads, 1, INT_MAX));
-    RT_TRY(kern_check_int(check, "heads", heads, 1, INT_MAX));
-    RT_TRY(kern_check_int(check, "head_dim", head_dim, 1, INT_MAX));
-    if (heads % kv_heads)
-        return RT_FAIL(RT_ERR_INVALID, "%s: heads is %d, not a multiple of kv_heads %d", check->op,
-                       heads, kv_heads);
-    return RT_OK;
-}
-
-// The q columns of a [rows, stride] matrix.
-static rt_status check_query(const kern_check *check, const kern_buf *q, int rows, int stride,
-                             int heads, const kern_kv *kv)
-{
-    RT_TRY(check_heads(check, heads, kv->kv_heads, kv->head_dim));
-    const size_t cols = (size_t)heads * (size_t)kv->head_dim;
-    if (stride < 1 || (size_t)stride < cols)
-        return RT_FAIL(RT_ERR_INVALID, "%s: stride is %d, want at least heads * head_dim = %zu",
-                       check->op, stride, cols);
-    return kern_check_buf(check, "q", q, KERN_F32, 2,
-                          (const size_t[]){(size_t)rows, (size_t)stride});
-}
-
 static rt_status check_embed(const kern_check *check, const kern_embed_args *args)
 {
     KERN_TRY_INT(check, args, cols, 1, INT_MAX);
@@ -108,7 +84,7 @@ rt_status kern_rmsnorm(kern_dev *dev, const kern_rmsnorm_args *args)
 
 static rt_status check_qk_rope(const kern_check *check, const kern_qk_rope_args *args)
 {
-    RT_TRY(check_heads(check, args->heads, args->kv_heads, args->head_dim));
+    RT_TRY(kern_check_heads(check, args->heads, args->kv_heads, args->head_dim));
     KERN_TRY_INT(check, args, max_pos, 1, INT_MAX);
     if (args->head_dim % 2)
         return RT_FAIL(RT_ERR_INVALID, "%s: head_dim is %d, want an even number", check->op,
@@ -177,110 +153,10 @@ rt_status kern_kv_write(kern_dev *dev, const kern_kv_write_args *args)
     const kern_kv *kv = &args->kv;
     RT_TRY(kern_check_kv(&check, kv, args->batch));
     RT_TRY(kern_check_kv_meta(&check, kv));
-    RT_TRY(check_heads(&check, args->heads, kv->kv_heads, kv->head_dim));
+    RT_TRY(kern_check_heads(&check, args->heads, kv->kv_heads, kv->head_dim));
     KERN_TRY_BUF(&check, args, qkv, KERN_F32, (size_t)args->batch->rows,
                  qkv_width(args->heads, kv->kv_heads, kv->head_dim));
     return dev->ops->kv_write(dev, args);
-}
-
-rt_status kern_locality(kern_dev *dev, const kern_locality_args *args)
-{
-    KERN_TRY_ENTRY(dev, args);
-    const kern_check check = {"kern_locality", dev};
-    RT_TRY(kern_check_batch(&check, args->batch,
-                            KERN_NEED_ROW_SEG | KERN_NEED_SEG_KIND | KERN_NEED_CACHE_SLOT));
-    const size_t rows = (size_t)args->batch->rows;
-    if (rows == 0)
-        return RT_OK;
-    KERN_TRY_INT(&check, args, cols, 1, INT_MAX);
-    KERN_TRY_INT(&check, args, stride, args->cols, INT_MAX);
-    KERN_TRY_BUF(&check, args, x, KERN_F32, rows, (size_t)args->stride);
-    KERN_TRY_BUF(&check, args, prev, KERN_F32, 0); // how many slots, cache_slot says
-    KERN_TRY_BUF(&check, args, delta, KERN_F32, rows);
-    return dev->ops->locality(dev, args);
-}
-
-rt_status kern_active(kern_dev *dev, const kern_active_args *args)
-{
-    KERN_TRY_ENTRY(dev, args);
-    const kern_check check = {"kern_active", dev};
-    RT_TRY(kern_check_batch(&check, args->batch,
-                            KERN_NEED_SEG_ROW0 | KERN_NEED_SEG_KIND | KERN_NEED_ROW_STATE));
-    if (args->batch->rows == 0)
-        return RT_OK;
-    RT_TRY(kern_check_int(&check, "rule", (int)args->rule, KERN_ACTIVE_ALL, KERN_ACTIVE_UNSETTLED));
-    RT_TRY(kern_check_plan(&check, args->batch, args->plan));
-    if (args->rule == KERN_ACTIVE_TOPK || args->rule == KERN_ACTIVE_NEW_TOPK) {
-        KERN_TRY_INT(&check, args, k, 0, INT_MAX);
-        KERN_TRY_BUF(&check, args, delta, KERN_F32, (size_t)args->batch->rows);
-    }
-    return dev->ops->active(dev, args);
-}
-
-static rt_status check_score(const kern_check *check, const kern_buf *score,
-                             const kern_batch *batch, const kern_plan *plan, int score_lists)
-{
-    return kern_check_buf(check, "score", score, KERN_F32, 4,
-                          (const size_t[]){(size_t)batch->sparse_segs, (size_t)score_lists,
-                                           (size_t)plan->act_cap, (size_t)batch->max_pages});
-}
-
-rt_status kern_page_score(kern_dev *dev, const kern_page_score_args *args)
-{
-    KERN_TRY_ENTRY(dev, args);
-    const kern_check check = {"kern_page_score", dev};
-    const kern_batch *batch = args->batch;
-    RT_TRY(
-        kern_check_batch(&check, batch, KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_PAGE_TABLE));
-    if (batch->rows == 0 || batch->sparse_segs == 0)
-        return RT_OK;
-    RT_TRY(kern_check_plan(&check, batch, args->plan));
-    RT_TRY(kern_check_kv_meta(&check, &args->kv));
-    RT_TRY(check_query(&check, args->q, batch->rows, args->stride, args->heads, &args->kv));
-    KERN_TRY_INT(&check, args, score_lists, 1, INT_MAX);
-    const int local = args->score_lists == 1 ? 1 : args->kv.kv_heads;
-    KERN_TRY_INT(&check, args, list0, 0, args->score_lists - local);
-    RT_TRY(check_score(&check, args->score, batch, args->plan, args->score_lists));
-    return dev->ops->page_score(dev, args);
-}
-
-rt_status kern_page_select(kern_dev *dev, const kern_page_select_args *args)
-{
-    KERN_TRY_ENTRY(dev, args);
-    const kern_check check = {"kern_page_select", dev};
-    const kern_batch *batch = args->batch;
-    RT_TRY(kern_check_batch(&check, batch, KERN_NEED_POS | KERN_NEED_SEG_ROW0));
-    if (batch->rows == 0 || batch->sparse_segs == 0)
-        return RT_OK;
-    RT_TRY(kern_check_plan(&check, batch, args->plan));
-    KERN_TRY_INT(&check, args, score_lists, 1, INT_MAX);
-    KERN_TRY_INT(&check, args, list0, 0, args->score_lists - args->plan->lists);
-    KERN_TRY_INT(&check, args, top, 1, INT_MAX);
-    RT_TRY(check_score(&check, args->score, batch, args->plan, args->score_lists));
-    return dev->ops->page_select(dev, args);
-}
-
-rt_status kern_plan_count(kern_dev *dev, const kern_plan_count_args *args)
-{
-    KERN_TRY_ENTRY(dev, args);
-    const kern_check check = {"kern_plan_count", dev};
-    RT_TRY(kern_check_batch(&check, args->batch, KERN_NEED_POS | KERN_NEED_SEG_ROW0));
-    if (args->batch->rows == 0)
-        return RT_OK;
-    RT_TRY(kern_check_plan(&check, args->batch, args->plan));
-    KERN_TRY_INT(&check, args, top, 0, INT_MAX);
-    KERN_TRY_BUF(&check, args, counts, KERN_I64, (size_t)args->batch->segs, KERN_COUNT_N);
-    return dev->ops->plan_count(dev, args);
-}
-
-rt_status kern_plan_checksum(kern_dev *dev, const kern_plan_checksum_args *args)
-{
-    KERN_TRY_ENTRY(dev, args);
-    const kern_check check = {"kern_plan_checksum", dev};
-    RT_TRY(kern_check_batch(&check, args->batch, KERN_NEED_SEG_ROW0));
-    RT_TRY(kern_check_plan(&check, args->batch, args->plan));
-    KERN_TRY_BUF(&check, args, out, KERN_I32, 2);
-    return dev->ops->plan_checksum(dev, args);
 }
 
 rt_status kern_attn_prefix(kern_dev *dev, const kern_attn_prefix_args *args)
@@ -294,17 +170,22 @@ rt_status kern_attn_prefix(kern_dev *dev, const kern_attn_prefix_args *args)
         return RT_OK;
     RT_TRY(kern_check_plan(&check, batch, args->plan));
     RT_TRY(kern_check_kv(&check, &args->kv, batch));
-    RT_TRY(check_query(&check, args->q, batch->rows, args->stride, args->heads, &args->kv));
+    RT_TRY(kern_check_query(&check, args->q, batch->rows, args->stride, args->heads, &args->kv));
     const size_t rows = (size_t)batch->rows, heads = (size_t)args->heads;
     KERN_TRY_BUF(&check, args, o, KERN_F32, rows, heads, (size_t)args->kv.head_dim);
     KERN_TRY_BUF(&check, args, lse, KERN_F32, rows, heads);
+    if (args->page_lse) {
+        RT_TRY(kern_check_batch(&check, batch, KERN_NEED_KV_SLOT | KERN_NEED_SEG_MASS));
+        KERN_TRY_BUF(&check, args, page_lse, KERN_F32, (size_t)batch->mass_segs,
+                     (size_t)batch->block, heads, (size_t)batch->max_pages);
+    }
     return dev->ops->attn_prefix(dev, args);
 }
 
 static rt_status check_merge(const kern_check *check, const kern_attn_merge_args *args)
 {
     RT_TRY(kern_check_plan(check, args->batch, args->plan));
-    RT_TRY(check_heads(check, args->heads, args->kv_heads, args->head_dim));
+    RT_TRY(kern_check_heads(check, args->heads, args->kv_heads, args->head_dim));
     const size_t rows = (size_t)args->batch->rows, heads = (size_t)args->heads;
     const size_t dim = (size_t)args->head_dim;
     KERN_TRY_BUF(check, args, qkv, KERN_F32, rows,

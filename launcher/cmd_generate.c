@@ -28,6 +28,8 @@ typedef struct generate_args {
     app_list stops;
     int policy; // index in the policy table
     int commit; // index in commit_choices
+    int first;  // index in first_choices
+    bool no_commit_scan;
     bool json;
     const char *stats_file;
 } generate_args;
@@ -37,6 +39,12 @@ typedef struct generate_args {
 static const char *commit_choice(size_t i)
 {
     static const char *const names[] = {"merged", "separate"};
+    return i < 2 ? names[i] : NULL;
+}
+
+static const char *first_choice(size_t i)
+{
+    static const char *const names[] = {"dense", "sparse"};
     return i < 2 ? names[i] : NULL;
 }
 
@@ -131,6 +139,14 @@ static const app_option options[] = {
      "Attention", policy_choice, NULL},
     {"budget", 0, APP_INT, AT(engine.attention.budget), 1, INT_MAX, "N", NULL,
      "prefix tokens that a row may read in a sparse step", NULL, NULL, NULL},
+    {"scan-budget", 0, APP_INT, AT(engine.attention.scan_budget), 1, INT_MAX, "N", NULL,
+     "losa-mix: prefix tokens that a row may add to the block's list", NULL, NULL, NULL},
+    {"first", 0, APP_CHOICE, AT(first), 0, 0, "HOW", NULL,
+     "first steps of blocks after a request's first: read everything, or scan", NULL, first_choice,
+     NULL},
+    {"no-commit-scan", 0, APP_FLAG, AT(no_commit_scan), 0, 0, NULL, NULL,
+     "with --first sparse: finished blocks of losa-mass, losa-mix and mage read their list only",
+     NULL, NULL, NULL},
     {"active", 0, APP_PARSE, AT(engine.attention), 0, 0, "RULE", "unsettled",
      "rows that read the prefix: all, topk:K, new+K, unsettled", NULL, NULL, parse_rule},
     {"page-size", 0, APP_INT, AT(engine.attention.page), 4, 256, "N", NULL,
@@ -167,6 +183,8 @@ static void defaults(void *target)
     args->engine.max_sessions = 1;
     args->request = rt_request_default();
     args->commit = args->engine.separate_commit;
+    args->first = args->engine.attention.first_sparse;
+    args->no_commit_scan = !args->engine.attention.commit_scan;
     for (size_t i = 0; i < losa_policy_count(); i++)
         if (losa_policy_at(i) == args->engine.attention.policy)
             args->policy = (int)i;
@@ -188,6 +206,8 @@ static rt_status check(void *target)
             return RT_FAIL(RT_ERR_INVALID, "--stop: the text is empty");
     args->engine.model_dir = args->model;
     args->engine.separate_commit = args->commit == 1;
+    args->engine.attention.first_sparse = args->first == 1;
+    args->engine.attention.commit_scan = !args->no_commit_scan;
     args->engine.attention.policy = losa_policy_at((size_t)args->policy);
     args->request.stops = args->stops.items;
     args->request.stops_len = args->stops.len;

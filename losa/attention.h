@@ -18,7 +18,7 @@ typedef struct losa_limits {
     int rows;      // rows in a batch
     int segs;      // segments in a batch
     int max_pages; // pages of one request
-    int slots;     // rows of the prefix cache: sessions * block
+    int sessions;  // requests that run at the same time
 } losa_limits;
 
 // Remembered queries and (o_p, L_p) of every running block, and the plan of the
@@ -29,9 +29,9 @@ rt_status losa_open(const par_group *group, const par_plan *plan, const losa_con
                     const losa_limits *limits, losa_state **out);
 void losa_close(losa_state *s);
 
-// Whether segments of this kind (KERN_SEG_*) follow a page plan: the engine puts
-// them first in the batch.
-bool losa_kind_is_sparse(const losa_config *config, int seg_kind);
+// Where segments of this kind (KERN_SEG_*) stand in a batch: those that scan first (0),
+// then those that read a kept list only (1), then those that read everything (2).
+int losa_kind_order(const losa_config *config, int seg_kind);
 
 // Whether blocks keep (o_p, L_p) and remembered tokens from step to step: the engine
 // then gives the rows of the block being denoised a cache_slot, else -1.

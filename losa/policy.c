@@ -7,11 +7,19 @@
 #include <string.h>
 
 static const losa_policy policies[] = {
-    {"dense", "every token reads the whole prefix", LOSA_READ_ALL, LOSA_PAGES_ALL},
+    {"dense", "every token reads the whole prefix", LOSA_READ_ALL, LOSA_PAGES_ALL, false},
+    {"quest", "every token reads the union of the QUEST lists, first steps too", LOSA_READ_ALL,
+     LOSA_PAGES_SCAN, true},
     {"quest-init", "dense first step, then every token reads the union of the QUEST lists",
-     LOSA_READ_ALL, LOSA_PAGES_SCAN},
+     LOSA_READ_ALL, LOSA_PAGES_SCAN, false},
     {"losa", "dense first step, then active tokens read their QUEST lists, the others reuse",
-     LOSA_READ_ACTIVE, LOSA_PAGES_SCAN},
+     LOSA_READ_ACTIVE, LOSA_PAGES_SCAN, false},
+    {"losa-mass", "dense first step, then active tokens read the pages it looked at most",
+     LOSA_READ_ACTIVE, LOSA_PAGES_MASS, false},
+    {"losa-mix", "as losa-mass, and a small QUEST scan by the active tokens", LOSA_READ_ACTIVE,
+     LOSA_PAGES_MIX, false},
+    {"mage", "dense first step, then every token reads the pages it looked at most", LOSA_READ_ALL,
+     LOSA_PAGES_MASS, false},
 };
 
 size_t losa_policy_count(void)
@@ -37,9 +45,12 @@ losa_config losa_config_default(void)
     return (losa_config){
         .policy = losa_policy_find("losa"),
         .budget = 256,
+        .scan_budget = 64,
         .page = 16,
         .rule = KERN_ACTIVE_UNSETTLED,
         .active_k = 0,
+        .first_sparse = false,
+        .commit_scan = true,
         .dense_layers = 0,
         .scope = LOSA_SCOPE_SHARED,
         .locality = LOSA_LOCALITY_QUERY,
@@ -47,9 +58,45 @@ losa_config losa_config_default(void)
     };
 }
 
-int losa_config_top(const losa_config *config)
+int losa_pages_of(const losa_config *config, int tokens)
 {
-    return (config->budget + config->page - 1) / config->page;
+    return (tokens + config->page - 1) / config->page;
+}
+
+static bool is_sparse(const losa_config *config, int seg_kind)
+{
+    const losa_policy *policy = config->policy;
+    switch (seg_kind) {
+    case KERN_SEG_OPEN:
+        return policy->sparse_open;
+    case KERN_SEG_FIRST:
+    case KERN_SEG_COMMIT: // a committed row reads what the next block's first step reads
+        return policy->sparse_open || config->first_sparse;
+    case KERN_SEG_STEP:
+        return true;
+    default:
+        return false;
+    }
+}
+
+losa_reading losa_reading_of(const losa_config *config, int seg_kind)
+{
+    const losa_pages pages = config->policy->pages;
+    losa_reading r = {.sparse = pages != LOSA_PAGES_ALL && is_sparse(config, seg_kind)};
+    const bool first = seg_kind == KERN_SEG_OPEN || seg_kind == KERN_SEG_FIRST;
+    const bool by_mass = pages == LOSA_PAGES_MASS || pages == LOSA_PAGES_MIX;
+    r.measures = by_mass && first;
+    if (!r.sparse)
+        return r;
+    // A first step has no list yet: it scans with the whole budget.
+    r.choice.kept = by_mass && !first;
+    const bool small_scan =
+        seg_kind == KERN_SEG_COMMIT ? config->commit_scan : pages == LOSA_PAGES_MIX;
+    if (!r.choice.kept)
+        r.choice.top = losa_pages_of(config, config->budget);
+    else if (small_scan)
+        r.choice.top = losa_pages_of(config, config->scan_budget);
+    return r;
 }
 
 rt_status losa_config_check(const losa_config *config)
@@ -62,6 +109,9 @@ rt_status losa_config_check(const losa_config *config)
                        config->page, PAGE_MIN, PAGE_MAX);
     if (config->budget < 1 || config->budget > INT_MAX - PAGE_MAX)
         return RT_FAIL(RT_ERR_INVALID, "budget %d: must be at least 1 token", config->budget);
+    if (config->scan_budget < 1 || config->scan_budget > INT_MAX - PAGE_MAX)
+        return RT_FAIL(RT_ERR_INVALID, "scan budget %d: must be at least 1 token",
+                       config->scan_budget);
     const bool counted = config->rule == KERN_ACTIVE_TOPK || config->rule == KERN_ACTIVE_NEW_TOPK;
     if (counted && config->active_k < (config->rule == KERN_ACTIVE_TOPK ? 1 : 0))
         return RT_FAIL(RT_ERR_INVALID, "active rule: %d tokens are too few", config->active_k);

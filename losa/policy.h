@@ -19,6 +19,8 @@ typedef enum losa_readers {
 typedef enum losa_pages {
     LOSA_PAGES_ALL,  // the whole prefix
     LOSA_PAGES_SCAN, // union of the readers' QUEST lists
+    LOSA_PAGES_MASS, // the pages of most attention mass in the block's first step
+    LOSA_PAGES_MIX,  // both: that list, and a small scan
 } losa_pages;
 
 typedef struct losa_policy {
@@ -26,6 +28,7 @@ typedef struct losa_policy {
     const char *summary;
     losa_readers readers; // in later steps of a block
     losa_pages pages;     // in later steps of a block
+    bool sparse_open;     // even a request's very first step is sparse
 } losa_policy;
 
 size_t losa_policy_count(void);
@@ -44,23 +47,36 @@ typedef enum losa_locality {
 
 typedef struct losa_config {
     const losa_policy *policy;
-    int budget; // prefix tokens one row may read in a sparse step
-    int page;   // tokens in a page: a power of two, 4 .. 256
+    int budget;      // prefix tokens one row, or a list by mass, may take
+    int scan_budget; // MIX: prefix tokens one row may add to that list by its scan
+    int page;        // tokens in a page: a power of two, 4 .. 256
     kern_active_rule rule;
-    int active_k;     // of TOPK and NEW_TOPK
-    int dense_layers; // the first layers always read everything
+    int active_k;      // of TOPK and NEW_TOPK
+    bool first_sparse; // first steps of later blocks are QUEST passes by all tokens
+    bool commit_scan;  // with it: committed rows of MASS and MIX policies scan too
+    int dense_layers;  // the first layers always read everything
     losa_scope scope;
     losa_locality locality;
     bool check_plans; // all-reduce a checksum of every plan
 } losa_config;
 
-// losa, budget 256, `unsettled`, page 16, no dense layers, shared, query.
+// losa, budget 256, scan budget 64, `unsettled`, dense first steps, page 16, no dense
+// layers, shared, query.
 losa_config losa_config_default(void);
 // RT_ERR_INVALID, naming the parameter and its range.
 rt_status losa_config_check(const losa_config *config);
 // "all", "topk:K", "new+K", "unsettled" -> rule and active_k.
 rt_status losa_config_parse_rule(const char *text, losa_config *config);
-// Pages one row may take: ceil(budget / page).
-int losa_config_top(const losa_config *config);
+
+// How segments of a kind (KERN_SEG_*) read the prefix under a configuration.
+typedef struct losa_reading {
+    bool sparse;             // by a page plan; otherwise everything
+    kern_page_choice choice; // of the plan
+    bool measures;           // its pages' attention mass makes the request's kept list
+} losa_reading;
+losa_reading losa_reading_of(const losa_config *config, int seg_kind);
+
+// Pages that `tokens` fill, the last maybe in part.
+int losa_pages_of(const losa_config *config, int tokens);
 
 #endif

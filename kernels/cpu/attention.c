@@ -12,7 +12,11 @@
 #include "kernels/cpu/attn_tile.h"
 #include "kernels/cpu/plan.h"
 
-enum { SPAN = 40 * ATTN_KEYS };
+#include <math.h>
+
+// A multiple of every page length, so that no page is in two spans.
+enum { SPAN = 48 * ATTN_KEYS };
+_Static_assert(SPAN % 256 == 0, "spans hold whole pages");
 
 typedef struct prefix_run {
     kern_dev *dev;
@@ -76,10 +80,26 @@ static int tile_head(const prefix_run *run, const prefix_tile *tile, int lane)
     return tile->kv_head * run->group + (tile->lane0 + lane) % run->group;
 }
 
+// Where the lane's page sums go; NULL for a row that is being committed.
+static float *page_lse_of(const prefix_run *run, const prefix_tile *tile, int lane)
+{
+    const kern_attn_prefix_args *args = run->args;
+    const kern_batch *batch = args->batch;
+    const int row = tile_row(run, tile, lane);
+    if (kern_ci32(batch->kv_slot)[row] >= 0)
+        return NULL;
+    const size_t number = (size_t)kern_ci32(batch->seg_mass)[tile->seg];
+    const size_t place = (size_t)(kern_ci32(batch->pos)[row] % batch->block);
+    const size_t at = (number * (size_t)batch->block + place) * (size_t)args->heads +
+                      (size_t)tile_head(run, tile, lane);
+    return kern_f32(args->page_lse) + at * (size_t)batch->max_pages;
+}
+
 // Loads the queries; returns the largest number of tokens that a lane reads.
 static int load_queries(const prefix_run *run, const prefix_tile *tile, attn_tile *work)
 {
     const kern_attn_prefix_args *args = run->args;
+    const bool measured = args->page_lse && kern_ci32(args->batch->seg_mass)[tile->seg] >= 0;
     int most = 0;
     for (int lane = 0; lane < tile->lanes; lane++) {
         const int row = tile_row(run, tile, lane);
@@ -88,6 +108,12 @@ static int load_queries(const prefix_run *run, const prefix_tile *tile, attn_til
                          (size_t)tile_head(run, tile, lane) * (size_t)args->kv.head_dim;
         attn_tile_set(work, lane, q, args->scale, tokens);
         most = tokens > most ? tokens : most;
+        if (measured)
+            work->page_lse[lane] = page_lse_of(run, tile, lane);
+    }
+    if (measured) {
+        work->page_keys = args->batch->page;
+        work->pages = tile->list.count < 0 ? NULL : tile->list.page;
     }
     attn_tile_close(work, tile->lanes);
     return most;
@@ -221,6 +247,15 @@ static void measure_tiles(prefix_run *run)
     run->spans = (tokens + SPAN - 1) / SPAN;
 }
 
+static void clear_page_lse(const kern_attn_prefix_args *args)
+{
+    const kern_batch *batch = args->batch;
+    const size_t count = (size_t)batch->mass_segs * (size_t)batch->block * (size_t)args->heads *
+                         (size_t)batch->max_pages;
+    for (size_t i = 0; args->page_lse && i < count; i++)
+        kern_f32(args->page_lse)[i] = -INFINITY;
+}
+
 rt_status kern_cpu_attn_prefix(kern_dev *dev, const kern_attn_prefix_args *args)
 {
     prefix_run run = {.dev = dev, .args = args, .group = args->heads / args->kv.kv_heads};
@@ -228,6 +263,7 @@ rt_status kern_cpu_attn_prefix(kern_dev *dev, const kern_attn_prefix_args *args)
     RT_TRY(kern_cpu_scratch_check("kern_attn_prefix", scratch_floats(dim)));
     RT_TRY(plan_check_rows("kern_attn_prefix", args->batch, args->plan));
     RT_TRY(plan_check_prefixes("kern_attn_prefix", args->batch, args->plan, args->batch->segs));
+    clear_page_lse(args);
     const size_t tiles = tiles_of_batch(&run);
     if (tiles == 0)
         return RT_OK;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // In-block attention and its merge with the prefix part on the CPU. The rows of a
-// batch are whole blocks, so block b is rows [b * block, (b + 1) * block); an item
+// batch are whole blocks, but for the last, so block b is rows [b * block,
+// (b + 1) * block), as far as there are; an item
 // is one block and one KV head, on the same tile as prefix attention, with the
 // keys and values read where the projection left them.
 #include "kernels/cpu/attn_tile.h"
@@ -76,11 +77,18 @@ static void merge_lane(const kern_attn_merge_args *args, int row, int head, cons
     merge_head(o_p, lse_p, o_b, lse_b, args->head_dim, kern_f32(args->out) + here * dim);
 }
 
+// Rows of the block that begins at row0.
+static int block_rows(const kern_batch *batch, int row0)
+{
+    const int left = batch->rows - row0;
+    return left < batch->block ? left : batch->block;
+}
+
 static void attend_block(const merge_run *run, int row0, int kv_head, const attn_tile *tile,
                          attn_state *state)
 {
     const kern_attn_merge_args *args = run->args;
-    const int block = args->batch->block;
+    const int block = block_rows(args->batch, row0);
     const float *k[ATTN_KEYS], *v[ATTN_KEYS];
     for (int first = 0; first < block; first += ATTN_KEYS) {
         const int count = block - first < ATTN_KEYS ? block - first : ATTN_KEYS;
@@ -96,8 +104,9 @@ static void merge_block(void *ctx, size_t item, int thread)
 {
     const merge_run *run = ctx;
     const kern_attn_merge_args *args = run->args;
-    const int block = args->batch->block, group = run->group, dim = args->head_dim;
-    const int row0 = (int)(item / (size_t)args->kv_heads) * block;
+    const int group = run->group, dim = args->head_dim;
+    const int row0 = (int)(item / (size_t)args->kv_heads) * args->batch->block;
+    const int block = block_rows(args->batch, row0);
     const int kv_head = (int)(item % (size_t)args->kv_heads);
     float *scratch = kern_cpu_scratch(run->dev, thread, scratch_floats(dim));
     attn_tile tile;
@@ -124,14 +133,14 @@ static void merge_block(void *ctx, size_t item, int thread)
     }
 }
 
-// Rows are whole blocks.
+// Rows are whole blocks; the last may be a part of one.
 static rt_status check_blocks(const kern_batch *batch)
 {
     const int32_t *pos = kern_ci32(batch->pos), *seg = kern_ci32(batch->row_seg);
     const int block = batch->block;
     for (int row = 0; row < batch->rows; row += block) {
-        const int last = row + block - 1;
-        if (last >= batch->rows || seg[row] != seg[last] || pos[row] / block != pos[last] / block)
+        const int last = row + block_rows(batch, row) - 1;
+        if (seg[row] != seg[last] || pos[row] % block || pos[last] - pos[row] != last - row)
             return RT_FAIL(RT_ERR_INVALID,
                            "kern_attn_merge: batch: rows from %d are not a whole block of %d", row,
                            block);
@@ -168,7 +177,8 @@ rt_status kern_cpu_attn_merge(kern_dev *dev, const kern_attn_merge_args *args)
     RT_TRY(plan_check_rows("kern_attn_merge", batch, args->plan));
     RT_TRY(check_blocks(batch));
     RT_TRY(check_slots(args));
-    const size_t items = (size_t)(batch->rows / batch->block) * (size_t)args->kv_heads;
+    const int blocks = (batch->rows + batch->block - 1) / batch->block;
+    const size_t items = (size_t)blocks * (size_t)args->kv_heads;
     rt_pool_run(dev->pool, items, merge_block, &run);
     return RT_OK;
 }

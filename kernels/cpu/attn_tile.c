@@ -113,6 +113,33 @@ static void softmax_panel(float *s, int count, float *m, float *l, float *alpha)
     }
 }
 
+static float log_add(float a, float b)
+{
+    const float top = a > b ? a : b, low = a > b ? b : a;
+    return low == -INFINITY ? top : top + log1pf(expf(low - top));
+}
+
+// Adds the weights of `count` keys, relative to the maxima m, to the pages they lie in.
+static void measure_pages(const attn_tile *tile, int lane0, int lanes, int first, int count,
+                          const float *m)
+{
+    for (int i = 0; i < count;) {
+        const int entry = (first + i) / tile->page_keys;
+        const int page_end = (entry + 1) * tile->page_keys - first;
+        const int end = page_end < count ? page_end : count;
+        const int page = tile->pages ? tile->pages[entry] : entry;
+        float sum[PANEL] = {0};
+        for (; i < end; i++)
+            for (int j = 0; j < PANEL; j++)
+                sum[j] += tile->p[i * PANEL + j];
+        for (int j = 0; j < lanes; j++) {
+            float *lse = tile->page_lse[lane0 + j];
+            if (lse && sum[j] > 0.0f)
+                lse[page] = log_add(lse[page], m[j] + logf(sum[j]));
+        }
+    }
+}
+
 // o[i] = alpha[i] o[i] + sum over keys of p[key, i] v[key], on `vecs` vectors of
 // columns from `column`.
 INLINE void value_block(const float *p, int count, const float *const *v, int column, int dim,
@@ -225,6 +252,8 @@ void attn_tile_init(attn_tile *tile, int dim, float *scratch)
 {
     tile->dim = dim;
     tile->lanes = 0;
+    tile->page_keys = 0;
+    tile->pages = NULL;
     tile->limit = (int *)scratch;
     tile->p = scratch + ATTN_LANES;
     tile->q = tile->p + KEYS_PADDED * PANEL;
@@ -275,6 +304,8 @@ void attn_tile_keys(const attn_tile *tile, int first, int count, const float *co
         if (least < first + seen)
             mask_panel(tile->p, first, seen, limit);
         softmax_panel(tile->p, seen, state->m + lane0, state->l + lane0, alpha);
+        if (tile->page_keys > 0)
+            measure_pages(tile, lane0, lanes, first, seen, state->m + lane0);
         value_panel(tile, lane0, lanes, first, seen, v, alpha, state->o);
     }
 }

@@ -13,6 +13,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 // Lanes of a vector register; keys that share a load of lanes.
 #if defined(__AVX512F__)
@@ -41,6 +42,12 @@ typedef struct attn_tile {
     float *q;   // scaled, in panels of lanes
     float *p;   // scores, then weights, of one panel
     int *limit; // [ATTN_LANES]: a lane sees the keys whose index is below
+    // Set by the caller to measure pages, after init: page_keys > 0 keys make a page,
+    // `pages` names them (NULL: in order), page_lse[lane] (NULL: not wanted) gets the
+    // log-sum-exp of the lane's scores of each page, added to what is there.
+    int page_keys;
+    const int32_t *pages;
+    float *page_lse[ATTN_LANES];
 } attn_tile;
 
 // What lanes have seen: the largest score m, l = sum e^(s - m), o = sum e^(s - m) v.

@@ -191,9 +191,10 @@ rt_status kern_cpu_plan_count(kern_dev *dev, const kern_plan_count_args *args)
             count[KERN_COUNT_READ] += plan_list_tokens(batch, entry, prefix);
             if (!sparse)
                 continue;
-            count[KERN_COUNT_SCANNED] += args->scanned ? pages : 0;
+            const int kind = kern_ci32(batch->seg_kind)[seg];
+            count[KERN_COUNT_SCANNED] += seg < batch->scan_segs ? pages : 0;
             count[KERN_COUNT_UNION] += entry.count < 0 ? pages : entry.count;
-            count[KERN_COUNT_BUDGET] += plan_budget(args->top, pages);
+            count[KERN_COUNT_BUDGET] += plan_budget(args->top[kind], pages);
         }
     }
     return RT_OK;
@@ -215,7 +216,7 @@ rt_status kern_cpu_plan_checksum(kern_dev *dev, const kern_plan_checksum_args *a
         const plan_rows rows = plan_active(args->batch, args->plan, seg);
         hash = fnv1a(hash, &rows.count, 1);
         hash = fnv1a(hash, rows.row, rows.count);
-        for (int list = 0; list < args->plan->lists; list++) {
+        for (int list = 0; args->pages && list < args->plan->lists; list++) {
             const plan_list entry = plan_pages_of(args->batch, args->plan, seg, list);
             hash = fnv1a(hash, &entry.count, 1);
             hash = fnv1a(hash, entry.page, entry.count);

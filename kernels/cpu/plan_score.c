@@ -170,6 +170,6 @@ rt_status kern_cpu_page_score(kern_dev *dev, const kern_page_score_args *args)
     run.panel_heads = run.group < ATTN_PANEL ? run.group : ATTN_PANEL;
     run.panel_rows = ATTN_PANEL / run.panel_heads;
     const int per_seg = (args->plan->act_cap + run.panel_rows - 1) / run.panel_rows;
-    rt_pool_run(dev->pool, (size_t)(args->batch->sparse_segs * per_seg), score_places, &run);
+    rt_pool_run(dev->pool, (size_t)(args->batch->scan_segs * per_seg), score_places, &run);
     return RT_OK;
 }

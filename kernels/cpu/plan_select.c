@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Choice of pages on the CPU: every active row takes its best pages, the list of a
-// segment is their union. The cut of a row is found by radix selection on the
-// score's order-preserving key: four passes over the pages, whatever the scores.
+// segment is their union, with the request's kept list where its kind wants it. The
+// cut of a row is found by radix selection on the score's order-preserving key: four
+// passes over the pages, whatever the scores.
 #include "kernels/cpu/plan.h"
 
 #include <string.h>
@@ -58,6 +59,45 @@ static void mark_row(const float *score, int pages, int budget, unsigned char *m
     }
 }
 
+static kern_page_choice choice_of(const kern_page_select_args *args, int seg)
+{
+    return args->choice[kern_ci32(args->batch->seg_kind)[seg]];
+}
+
+static void mark_scans(const kern_page_select_args *args, int seg, int list, int pages,
+                       unsigned char *marked)
+{
+    const kern_batch *batch = args->batch;
+    const int top = choice_of(args, seg).top;
+    if (top == 0)
+        return;
+    const int budget = plan_budget(top, pages);
+    if (budget == pages) {
+        memset(marked, 1, (size_t)pages);
+        return;
+    }
+    const size_t width = (size_t)batch->max_pages;
+    const size_t entry = (size_t)seg * (size_t)args->score_lists + (size_t)(args->list0 + list);
+    const float *score = kern_cf32(args->score) + entry * (size_t)args->plan->act_cap * width;
+    const int rows = kern_ci32(args->plan->act_count)[seg];
+    for (int i = 0; i < rows; i++)
+        mark_row(score + (size_t)i * width, pages, budget, marked);
+}
+
+static void mark_kept(const kern_page_select_args *args, int seg, int list, int pages,
+                      unsigned char *marked)
+{
+    const kern_kept_lists *kept = args->kept;
+    if (!choice_of(args, seg).kept)
+        return;
+    const size_t entry =
+        (size_t)kern_ci32(args->batch->seg_slot)[seg] * (size_t)kept->lists + (size_t)list;
+    const int32_t *page = kern_ci32(kept->pages) + entry * (size_t)kept->cap;
+    for (int i = 0; i < kern_ci32(kept->count)[entry]; i++)
+        if (page[i] < pages)
+            marked[page[i]] = 1;
+}
+
 static void select_list(void *ctx, size_t item, int thread)
 {
     const select_run *run = ctx;
@@ -73,16 +113,32 @@ static void select_list(void *ctx, size_t item, int thread)
     if (rows.count == 0)
         return;
     const int pages = plan_pages(batch, plan_prefix(batch, rows.row[0]));
-    const int budget = plan_budget(args->top, pages);
+    if (pages == 0)
+        return;
     unsigned char *marked = (unsigned char *)kern_cpu_scratch(run->dev, thread, (width + 3) / 4);
-    memset(marked, budget == pages, (size_t)pages);
-    const size_t entry = (size_t)seg * (size_t)args->score_lists + (size_t)(args->list0 + list);
-    const float *score = kern_cf32(args->score) + entry * (size_t)plan->act_cap * width;
-    for (int i = 0; budget < pages && i < rows.count; i++)
-        mark_row(score + (size_t)i * width, pages, budget, marked);
+    memset(marked, 0, (size_t)pages);
+    marked[0] = marked[pages - 1] = 1;
+    mark_scans(args, seg, list, pages, marked);
+    mark_kept(args, seg, list, pages, marked);
     for (int g = 0; g < pages; g++)
         if (marked[g])
             out[(*out_count)++] = g;
+}
+
+static rt_status check_choices(const kern_page_select_args *args)
+{
+    const kern_batch *batch = args->batch;
+    for (int seg = 0; seg < batch->sparse_segs; seg++) {
+        const kern_page_choice choice = choice_of(args, seg);
+        if ((choice.top > 0) != (seg < batch->scan_segs))
+            return RT_FAIL(RT_ERR_INVALID,
+                           "kern_page_select: choice: segment %d of %d that scan "
+                           "is of a kind that takes %d pages",
+                           seg, batch->scan_segs, choice.top);
+        if (choice.kept && !args->kept)
+            return RT_FAIL(RT_ERR_INVALID, "kern_page_select: kept is NULL");
+    }
+    return RT_OK;
 }
 
 rt_status kern_cpu_page_select(kern_dev *dev, const kern_page_select_args *args)
@@ -91,8 +147,60 @@ rt_status kern_cpu_page_select(kern_dev *dev, const kern_page_select_args *args)
     const size_t width = (size_t)batch->max_pages;
     RT_TRY(kern_cpu_scratch_check("kern_page_select", (width + 3) / 4));
     RT_TRY(plan_check_sparse("kern_page_select", batch, args->plan));
+    RT_TRY(check_choices(args));
     select_run run = {dev, args};
     const size_t lists = (size_t)batch->sparse_segs * (size_t)args->plan->lists;
     kern_cpu_run(dev, lists, lists * (size_t)args->plan->act_cap * width, select_list, &run);
+    return RT_OK;
+}
+
+// ---- lists from attention mass ------------------------------------------------------
+
+typedef struct mass_run {
+    kern_dev *dev;
+    const kern_mass_select_args *args;
+} mass_run;
+
+// Keeps the list `item` of (segment, list) in the row of its request.
+static void keep_list(void *ctx, size_t item, int thread)
+{
+    const mass_run *run = ctx;
+    const kern_mass_select_args *args = run->args;
+    const kern_batch *batch = args->batch;
+    const kern_kept_lists *kept = args->kept;
+    const int seg = (int)(item / (size_t)kept->lists), list = (int)(item % (size_t)kept->lists);
+    const int number = kern_ci32(batch->seg_mass)[seg];
+    if (number < 0)
+        return;
+    const size_t entry =
+        (size_t)kern_ci32(batch->seg_slot)[seg] * (size_t)kept->lists + (size_t)list;
+    int32_t *out = kern_i32(kept->pages) + entry * (size_t)kept->cap;
+    int32_t *count = kern_i32(kept->count) + entry;
+    *count = 0;
+    const int last = kern_ci32(batch->seg_row0)[seg + 1] - 1;
+    const int pages = plan_pages(batch, plan_prefix(batch, last));
+    if (pages == 0)
+        return;
+    const size_t width = (size_t)batch->max_pages;
+    const float *mass =
+        kern_cf32(args->mass) +
+        ((size_t)number * (size_t)args->score_lists + (size_t)(args->list0 + list)) * width;
+    unsigned char *marked = (unsigned char *)kern_cpu_scratch(run->dev, thread, (width + 3) / 4);
+    const int budget = plan_budget(args->top, pages);
+    memset(marked, budget == pages, (size_t)pages);
+    if (budget < pages)
+        mark_row(mass, pages, budget, marked);
+    for (int g = 0; g < pages; g++)
+        if (marked[g])
+            out[(*count)++] = g;
+}
+
+rt_status kern_cpu_mass_select(kern_dev *dev, const kern_mass_select_args *args)
+{
+    const size_t width = (size_t)args->batch->max_pages;
+    RT_TRY(kern_cpu_scratch_check("kern_mass_select", (width + 3) / 4));
+    mass_run run = {dev, args};
+    const size_t lists = (size_t)args->batch->segs * (size_t)args->kept->lists;
+    kern_cpu_run(dev, lists, lists * width, keep_list, &run);
     return RT_OK;
 }

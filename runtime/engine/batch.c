@@ -11,6 +11,8 @@ static size_t capacity(const rt_batch *b, int array)
     case RT_BATCH_SEG_ROW0:
         return (size_t)b->max_segs + 1;
     case RT_BATCH_SEG_KIND:
+    case RT_BATCH_SEG_SLOT:
+    case RT_BATCH_SEG_MASS:
         return (size_t)b->max_segs;
     case RT_BATCH_PAGE_TABLE:
         return (size_t)b->max_segs * (size_t)b->max_pages;
@@ -32,6 +34,8 @@ static rt_status open_arrays(kern_dev *dev, rt_batch *b)
         .row_seg = b->device[RT_BATCH_ROW_SEG],
         .seg_row0 = b->device[RT_BATCH_SEG_ROW0],
         .seg_kind = b->device[RT_BATCH_SEG_KIND],
+        .seg_slot = b->device[RT_BATCH_SEG_SLOT],
+        .seg_mass = b->device[RT_BATCH_SEG_MASS],
         .page_table = b->device[RT_BATCH_PAGE_TABLE],
         .kv_slot = b->device[RT_BATCH_KV_SLOT],
         .cache_slot = b->device[RT_BATCH_CACHE_SLOT],
@@ -59,7 +63,12 @@ void rt_batch_close(rt_batch *b)
 
 int rt_segment_denoised(const Pb__Segment *s, int block)
 {
-    return s->kind == KERN_SEG_FIRST || s->kind == KERN_SEG_STEP ? block : 0;
+    return rt_segment_opens(s) || s->kind == KERN_SEG_STEP ? block : 0;
+}
+
+bool rt_segment_opens(const Pb__Segment *s)
+{
+    return s->kind == KERN_SEG_OPEN || s->kind == KERN_SEG_FIRST;
 }
 
 static void fill_row(rt_batch *b, const rt_batch_args *args, int seg, int row, int pos)
@@ -91,6 +100,9 @@ static void fill_segments(rt_batch *b, const rt_batch_args *args)
         const Pb__Segment *s = args->segments[i];
         b->host[RT_BATCH_SEG_ROW0][i] = row;
         b->host[RT_BATCH_SEG_KIND][i] = (int32_t)s->kind;
+        b->host[RT_BATCH_SEG_SLOT][i] = (int32_t)s->slot;
+        const bool measures = losa_reading_of(args->attention, (int)s->kind).measures;
+        b->host[RT_BATCH_SEG_MASS][i] = measures ? b->kern.mass_segs++ : -1;
         memcpy(b->host[RT_BATCH_PAGE_TABLE] + (size_t)i * (size_t)b->kern.max_pages,
                args->slots[s->slot].pages, (size_t)segment_pages(s, args->page) * sizeof(int32_t));
         for (uint32_t j = 0; j < s->count; j++)
@@ -120,6 +132,8 @@ static rt_status measure(rt_batch *b, const rt_batch_args *args)
     b->kern.segs = args->count;
     b->kern.sparse_rows = 0;
     b->kern.sparse_segs = args->sparse;
+    b->kern.scan_segs = args->scan;
+    b->kern.mass_segs = 0;
     b->kern.block = args->block;
     b->kern.page = args->page;
     b->kern.max_pages = pages;
@@ -132,6 +146,8 @@ static size_t used(const rt_batch *b, int array)
     case RT_BATCH_SEG_ROW0:
         return (size_t)b->kern.segs + 1;
     case RT_BATCH_SEG_KIND:
+    case RT_BATCH_SEG_SLOT:
+    case RT_BATCH_SEG_MASS:
         return (size_t)b->kern.segs;
     case RT_BATCH_PAGE_TABLE:
         return (size_t)b->kern.segs * (size_t)b->kern.max_pages;

@@ -5,6 +5,7 @@
 #define RUNTIME_ENGINE_BATCH_H
 
 #include "kernels/kern.h"
+#include "losa/attention.h"
 #include "runtime/engine/slot.h"
 
 enum {
@@ -14,6 +15,8 @@ enum {
     RT_BATCH_ROW_SEG,
     RT_BATCH_SEG_ROW0,
     RT_BATCH_SEG_KIND,
+    RT_BATCH_SEG_SLOT,
+    RT_BATCH_SEG_MASS,
     RT_BATCH_PAGE_TABLE,
     RT_BATCH_KV_SLOT,
     RT_BATCH_CACHE_SLOT,
@@ -34,10 +37,13 @@ void rt_batch_close(rt_batch *b); // safe on a zero struct
 // rows before them are committed: a FIRST segment may begin with the finished
 // block, whose K,V are then written by the same forward.
 int rt_segment_denoised(const Pb__Segment *s, int block);
+// Whether a segment is the first step of a block.
+bool rt_segment_opens(const Pb__Segment *s);
 
 typedef struct rt_batch_args {
-    const Pb__Segment *const *segments; // sparse ones first
-    int count, sparse;
+    const Pb__Segment *const *segments; // in losa_kind_order
+    int count, scan, sparse;            // all; the first that scan; that follow a plan
+    const losa_config *attention;
     const rt_slot *slots;
     int block, page;
     bool use_cache; // rows being denoised get a row of the prefix cache

@@ -126,6 +126,11 @@ static int max_rows(const rt_engine *e)
     return e->options.max_sessions * 2 * e->config.block_length + e->prefill_chunk;
 }
 
+static int max_segs(const rt_engine *e)
+{
+    return e->options.max_sessions * 2;
+}
+
 static int max_head_rows(const rt_engine *e)
 {
     const int denoised = e->options.max_sessions * e->config.block_length;
@@ -140,9 +145,9 @@ static rt_status open_attention(rt_engine *e, int max_pages)
         .hidden = e->config.hidden,
         .block = e->config.block_length,
         .rows = max_rows(e),
-        .segs = e->options.max_sessions,
+        .segs = max_segs(e),
         .max_pages = max_pages,
-        .slots = e->options.max_sessions * e->config.block_length,
+        .sessions = e->options.max_sessions,
     };
     return losa_open(&e->group, &e->plan, &e->options.attention, &limits, &e->attention);
 }
@@ -166,7 +171,7 @@ static rt_status open_denoise(rt_engine *e)
 {
     const rt_denoise_shape shape = {
         .max_rows = max_head_rows(e),
-        .max_segs = e->options.max_sessions,
+        .max_segs = max_segs(e),
         .block = e->config.block_length,
         .mask_id = e->config.mask_id,
         .shifted = e->config.shifted,
@@ -189,11 +194,11 @@ static rt_status open_state(rt_engine *e)
     const int max_pages =
         rt_engine_pages(e, round_up(e->config.max_positions, e->config.block_length));
     RT_TRY(RT_ALLOC(e->slots, sessions, "slots"));
-    RT_TRY(RT_ALLOC(e->counts, sessions * KERN_COUNT_N, "counters"));
+    RT_TRY(RT_ALLOC(e->counts, (size_t)max_segs(e) * KERN_COUNT_N, "counters"));
     RT_TRY(RT_ALLOC(e->results, sessions * (size_t)comm_ranks(e->group.comm), "results"));
     RT_TRY(open_kvcache(e));
     const int pages = max_pages < e->kv.pages ? max_pages : e->kv.pages;
-    RT_TRY(rt_batch_open(e->dev, max_rows(e), e->options.max_sessions, pages, &e->batch));
+    RT_TRY(rt_batch_open(e->dev, max_rows(e), max_segs(e), pages, &e->batch));
     RT_TRY(open_attention(e, pages));
     RT_TRY(open_denoise(e));
     return rt_engine_is_root(e) ? open_tokenizer(e) : RT_OK;

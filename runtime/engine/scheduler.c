@@ -13,7 +13,7 @@
 typedef struct plan {
     Pb__Step step;
     Pb__Request *admit;    // [max_sessions]
-    Pb__Segment *segments; // [max_sessions]
+    Pb__Segment *segments; // [2 max_sessions]
     Pb__Request **admit_ptr;
     Pb__Segment **segment_ptr;
     uint32_t *release; // [max_sessions]
@@ -26,9 +26,9 @@ static rt_status plan_open(const rt_engine *e, plan *p)
     *p = (plan){0};
     pb__step__init(&p->step);
     RT_TRY(RT_ALLOC(p->admit, n, "step command"));
-    RT_TRY(RT_ALLOC(p->segments, n, "step command"));
+    RT_TRY(RT_ALLOC(p->segments, 2 * n, "step command"));
     RT_TRY(RT_ALLOC(p->admit_ptr, n, "step command"));
-    RT_TRY(RT_ALLOC(p->segment_ptr, n, "step command"));
+    RT_TRY(RT_ALLOC(p->segment_ptr, 2 * n, "step command"));
     return RT_ALLOC(p->release, n, "step command");
 }
 
@@ -107,7 +107,7 @@ static void add_segment(plan *p, const rt_session *s, int kind, int first, int c
     segment->kind = (uint32_t)kind;
     segment->first = (uint32_t)first;
     segment->count = (uint32_t)count;
-    p->segment_ptr[p->count++] = segment;
+    p->count++;
 }
 
 static bool block_is_done(const rt_slot *slot, int block)
@@ -118,27 +118,28 @@ static bool block_is_done(const rt_slot *slot, int block)
     return true;
 }
 
-// What a running request wants of the next forward.
-typedef struct want {
-    int kind, first, count;
-} want;
-
-// A shifted model's next block begins with a token that the commit decides, so its
-// commit cannot share a forward with the first step.
-static want next_forward(const rt_engine *e, const rt_slot *slot)
+// Segments of a running request in the next forward. A finished block is committed
+// with the next block's first step: as one segment where both read everything, as two
+// where each follows a plan of its own. A shifted model's next block begins with a
+// token that the commit decides, so there the commit needs a forward of its own.
+static void plan_block(const rt_engine *e, plan *p, const rt_session *s)
 {
-    const int block = e->config.block_length;
+    const rt_slot *slot = &e->slots[s->slot];
+    const int block = e->config.block_length, start = slot->block_start;
     const bool merged = !e->options.separate_commit && !e->config.shifted;
-    if (slot->block_step > 0 && !block_is_done(slot, block))
-        return (want){KERN_SEG_STEP, slot->block_start, block};
+    const bool sparse = losa_reading_of(&e->options.attention, KERN_SEG_FIRST).sparse;
     if (slot->block_step == 0)
-        return (want){KERN_SEG_FIRST, slot->block_start, block};
-    const bool committed = slot->committed > slot->block_start;
-    if (committed)
-        return (want){KERN_SEG_FIRST, slot->committed, block};
-    if (merged)
-        return (want){KERN_SEG_FIRST, slot->block_start, 2 * block};
-    return (want){KERN_SEG_COMMIT, slot->block_start, block};
+        add_segment(p, s, KERN_SEG_OPEN, start, block);
+    else if (!block_is_done(slot, block))
+        add_segment(p, s, KERN_SEG_STEP, start, block);
+    else if (slot->committed > start)
+        add_segment(p, s, KERN_SEG_FIRST, slot->committed, block);
+    else if (merged && !sparse)
+        add_segment(p, s, KERN_SEG_FIRST, start, 2 * block);
+    else
+        add_segment(p, s, KERN_SEG_COMMIT, start, block);
+    if (slot->committed == start && block_is_done(slot, block) && merged && sparse)
+        add_segment(p, s, KERN_SEG_FIRST, start + block, block);
 }
 
 // A request that was admitted by this very command has no slot state yet: its first
@@ -153,23 +154,17 @@ static bool in_prefill(const rt_engine *e, const rt_session *s, int *done, int *
     return *done < *total;
 }
 
-static want first_forward(const rt_engine *e, const rt_session *s)
-{
-    const rt_slot *slot = &e->slots[s->slot];
-    if (slot->used && slot->session == s->id)
-        return next_forward(e, slot);
-    return (want){KERN_SEG_FIRST, 0, e->config.block_length};
-}
-
-static void plan_denoising(const rt_engine *e, plan *p, bool sparse)
+static void plan_denoising(const rt_engine *e, plan *p)
 {
     int done, total;
     for (const rt_session *s = e->sessions; s; s = s->next) {
         if (s->finished || s->slot < 0 || in_prefill(e, s, &done, &total))
             continue;
-        const want w = first_forward(e, s);
-        if (losa_kind_is_sparse(&e->options.attention, w.kind) == sparse)
-            add_segment(p, s, w.kind, w.first, w.count);
+        const rt_slot *slot = &e->slots[s->slot];
+        if (slot->used && slot->session == s->id)
+            plan_block(e, p, s);
+        else
+            add_segment(p, s, KERN_SEG_OPEN, 0, e->config.block_length);
     }
 }
 
@@ -185,6 +180,16 @@ static void plan_prefill(const rt_engine *e, plan *p)
         add_segment(p, s, KERN_SEG_PREFILL, done, count);
         budget -= count;
     }
+}
+
+// Sorts the segments into losa_kind_order; those of equal order stay as they are.
+static void order_segments(const rt_engine *e, plan *p)
+{
+    int placed = 0;
+    for (int order = 0; order <= 2; order++)
+        for (int i = 0; i < p->count; i++)
+            if (losa_kind_order(&e->options.attention, (int)p->segments[i].kind) == order)
+                p->segment_ptr[placed++] = &p->segments[i];
 }
 
 // ---- after the forward ------------------------------------------------------------------
@@ -208,7 +213,8 @@ static rt_status after_prefill(const rt_engine *e, rt_session *s, const rt_slot 
     return RT_OK;
 }
 
-static rt_status after_segment(const rt_engine *e, const Pb__Segment *segment)
+// `alone`: the request has no other segment in this forward.
+static rt_status after_segment(const rt_engine *e, const Pb__Segment *segment, bool alone)
 {
     rt_session *s = session_of(e, segment->slot);
     const rt_slot *slot = &e->slots[segment->slot];
@@ -216,11 +222,13 @@ static rt_status after_segment(const rt_engine *e, const Pb__Segment *segment)
         return after_prefill(e, s, slot);
     if (s->prefilled_at == 0)
         s->prefilled_at = s->admitted_at; // a prompt shorter than a block
-    s->forwards++;
-    if (segment->kind == KERN_SEG_COMMIT)
+    if (segment->kind == KERN_SEG_COMMIT) {
+        s->forwards += alone ? 1 : 0;
         return RT_OK;
+    }
+    s->forwards++;
     s->steps++;
-    if (segment->kind == KERN_SEG_FIRST)
+    if (rt_segment_opens(segment))
         s->blocks++;
     return rt_session_progress(e, s, slot);
 }
@@ -278,11 +286,17 @@ static rt_status plan_step(rt_engine *e, plan *p)
     RT_TRY(plan_open(e, p));
     plan_releases(e, p);
     RT_TRY(plan_admissions(e, p));
-    plan_denoising(e, p, true);
-    plan_denoising(e, p, false);
+    plan_denoising(e, p);
     plan_prefill(e, p);
+    order_segments(e, p);
     plan_finish(e, p);
     return RT_OK;
+}
+
+// Segments of one request are planned next to each other, the commit first.
+static bool shares_forward(const plan *p, int i)
+{
+    return i + 1 < p->count && p->segments[i + 1].slot == p->segments[i].slot;
 }
 
 static rt_status run_step(rt_engine *e, const plan *p)
@@ -290,7 +304,7 @@ static rt_status run_step(rt_engine *e, const plan *p)
     RT_TRY(rt_step_send(e, &p->step));
     RT_TRY(rt_step_execute(e, &p->step));
     for (int i = 0; i < p->count; i++)
-        RT_TRY(after_segment(e, &p->segments[i]));
+        RT_TRY(after_segment(e, &p->segments[i], !shares_forward(p, i)));
     return RT_OK;
 }
 

@@ -134,34 +134,37 @@ static rt_status admit_slots(rt_engine *e, const Pb__Step *step)
 // ---- forward --------------------------------------------------------------------------
 
 // Checks a segment against its slot: whole blocks inside the request, starting
-// where the committed tokens end.
+// where the committed tokens end, or after the block that this step commits.
 static rt_status check_segment(const rt_engine *e, const Pb__Segment *s)
 {
     const bool known = s->slot < (uint32_t)e->options.max_sessions && e->slots[s->slot].used;
     const rt_slot *slot = known ? &e->slots[s->slot] : NULL;
     const uint32_t block = (uint32_t)e->config.block_length;
-    if (known && s->first % block == 0 && s->count >= 1 &&
-        s->first + s->count <= (uint32_t)slot->capacity && s->first == (uint32_t)slot->committed)
+    const uint32_t committed = known ? (uint32_t)slot->committed : 0;
+    const bool follows =
+        s->first == committed || (s->kind == KERN_SEG_FIRST && s->first == committed + block);
+    if (known && s->first % block == 0 && s->count >= 1 && follows &&
+        s->first + s->count <= (uint32_t)slot->capacity)
         return RT_OK;
     return RT_FAIL(RT_ERR_INTERNAL, "segment of slot %u at %u, %u tokens, does not fit its request",
                    s->slot, s->first, s->count);
 }
 
-// Number of leading segments that follow a page plan.
-static rt_status count_sparse(const rt_engine *e, const Pb__Step *step, int *out)
+// Numbers of segments that scan, and that follow a page plan; they lead.
+static rt_status count_sparse(const rt_engine *e, const Pb__Step *step, rt_batch_args *args)
 {
-    int sparse = 0;
+    int last = 0;
     for (size_t i = 0; i < step->n_segments; i++) {
         const Pb__Segment *s = step->segments[i];
         RT_TRY(check_segment(e, s));
-        if (!losa_kind_is_sparse(&e->options.attention, (int)s->kind))
-            continue;
-        if ((size_t)sparse != i)
-            return RT_FAIL(RT_ERR_INTERNAL, "step %llu: a sparse segment after a dense one",
-                           (unsigned long long)step->sequence);
-        sparse++;
+        const int order = losa_kind_order(&e->options.attention, (int)s->kind);
+        if (order < last)
+            return RT_FAIL(RT_ERR_INTERNAL, "step %llu: segment %zu is out of order",
+                           (unsigned long long)step->sequence, i);
+        last = order;
+        args->scan += order == 0;
+        args->sparse += order < 2;
     }
-    *out = sparse;
     return RT_OK;
 }
 
@@ -220,7 +223,7 @@ static void open_blocks(rt_engine *e, const rt_batch_args *args)
 {
     for (int i = 0; i < args->count; i++) {
         const Pb__Segment *s = args->segments[i];
-        if (s->kind != KERN_SEG_FIRST)
+        if (!rt_segment_opens(s))
             continue;
         rt_slot *slot = &e->slots[s->slot];
         slot->block_start = (int)(s->first + s->count) - args->block;
@@ -237,8 +240,9 @@ static rt_status run_forward(rt_engine *e, const Pb__Step *step)
         .block = e->config.block_length,
         .page = e->options.attention.page,
         .use_cache = losa_uses_cache(&e->options.attention),
+        .attention = &e->options.attention,
     };
-    RT_TRY(count_sparse(e, step, &args.sparse));
+    RT_TRY(count_sparse(e, step, &args));
     const uint64_t before = exchanged(e);
     open_blocks(e, &args);
     RT_TRY(rt_batch_build(&e->batch, &args));

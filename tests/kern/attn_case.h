@@ -194,6 +194,20 @@ static inline void ac_free(ac_case *c)
         rt_free(all[i]);
 }
 
+// Selection in which segments of every kind scan for `top` pages.
+static inline kern_page_select_args ac_select(kern_buf *score, ac_dev *d, int score_lists,
+                                              int list0, int top)
+{
+    kern_page_select_args args = {.score = score,
+                                  .batch = &d->batch,
+                                  .score_lists = score_lists,
+                                  .list0 = list0,
+                                  .plan = &d->plan};
+    for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
+        args.choice[kind].top = top;
+    return args;
+}
+
 static inline ac_dev ac_upload(const ac_case *c, kern_dev *dev)
 {
     const size_t rows = (size_t)c->rows, segs = (size_t)c->segs, width = (size_t)c->max_pages;
@@ -204,6 +218,7 @@ static inline ac_dev ac_upload(const ac_case *c, kern_dev *dev)
                            .segs = c->segs,
                            .sparse_rows = c->seg_row0[c->sparse_segs],
                            .sparse_segs = c->sparse_segs,
+                           .scan_segs = c->sparse_segs,
                            .block = c->shape.block,
                            .page = c->shape.page,
                            .max_pages = c->max_pages,

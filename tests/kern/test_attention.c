@@ -501,7 +501,7 @@ static void unusable_batches_are_refused(void **state)
         const kern_attn_merge_args merge = {d.qkv, &d.batch, &d.plan, 2,       1,         8,
                                             0.3f,  o,        lse,     cache_o, cache_lse, out};
         const kern_attn_prefix_args prefix = {d.qkv, ac_width(c), d.kv, &d.batch, &d.plan,
-                                              2,     0.3f,        o,    lse};
+                                              2,     0.3f,        o,    lse,      NULL};
         if (fault < 2)
             KT_REFUSED(kern_attn_merge(dev, &merge), RT_ERR_INVALID, "kern_attn_merge", "slot");
         if (fault == 2)
@@ -530,7 +530,7 @@ static void bench(const char *what, ac_shape shape, ac_seg seg, int threads)
     const size_t heads = (size_t)(c->rows * shape.heads);
     kern_buf *o = kt_out_f32(dev, heads * (size_t)shape.dim), *lse = kt_out_f32(dev, heads);
     const kern_attn_prefix_args args = {d.qkv,       ac_width(c), d.kv, &d.batch, &d.plan,
-                                        shape.heads, c->scale,    o,    lse};
+                                        shape.heads, c->scale,    o,    lse,      NULL};
     double flops = 0.0, best = 1e9;
     for (int row = 0; row < c->rows; row++)
         flops += 4.0 * shape.heads * shape.dim * ac_prefix(c, row);

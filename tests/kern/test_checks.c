@@ -42,6 +42,7 @@ static int open_fixture(void **state)
                             .segs = 2,
                             .sparse_rows = 2,
                             .sparse_segs = 1,
+                            .scan_segs = 1,
                             .block = 2,
                             .page = 2,
                             .max_pages = 2,
@@ -400,15 +401,17 @@ static void test_plan_arguments(void **state)
     BAD_BATCH(kern_page_score, score, page_table, f->small_i32);
 
     kern_page_select_args select = {
-        .score = f->f32, .batch = &f->batch, .score_lists = 1, .top = 2, .plan = &f->plan};
+        .score = f->f32, .batch = &f->batch, .score_lists = 1, .plan = &f->plan};
+    for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
+        select.choice[kind].top = 2;
     BAD_BUF(kern_page_select, select, score);
     BAD_INT(kern_page_select, select, score_lists, 0);
     BAD_INT(kern_page_select, select, list0, 1);
-    BAD_INT(kern_page_select, select, top, 0);
+    BAD(kern_page_select, select, "choice[kind].top", a.choice[KERN_SEG_STEP].top = -1);
 
-    kern_plan_count_args count = {.batch = &f->batch, .plan = &f->plan, .top = 1, .counts = f->i64};
+    kern_plan_count_args count = {.batch = &f->batch, .plan = &f->plan, .counts = f->i64};
     BAD_BUF(kern_plan_count, count, counts);
-    BAD_INT(kern_plan_count, count, top, -1);
+    BAD(kern_plan_count, count, "top[kind]", a.top[KERN_SEG_STEP] = -1);
     kern_plan_checksum_args sum = {.batch = &f->batch, .plan = &f->plan, .out = f->i32};
     BAD_BUF(kern_plan_checksum, sum, out);
     BAD_INT(kern_plan_checksum, sum, batch, NULL);

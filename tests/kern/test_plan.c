@@ -287,7 +287,7 @@ static void check_select(const ac_case *c, const float *score, int score_lists, 
     ac_dev d = ac_upload(c, dev);
     const int width = c->max_pages, cap = d.plan.act_cap, lists = c->shape.lists;
     kern_buf *buf = kt_in_f32(dev, score, (size_t)(c->sparse_segs * score_lists * cap * width));
-    const kern_page_select_args args = {buf, &d.batch, score_lists, list0, top, &d.plan};
+    const kern_page_select_args args = ac_select(buf, &d, score_lists, list0, top);
     KT_OK(kern_page_select(dev, &args));
     int32_t *pages = kt_take(d.plan.pages, (size_t)(c->segs * lists * width));
     int32_t *count = kt_take(d.plan.page_count, (size_t)(c->segs * lists));
@@ -394,7 +394,10 @@ static void counters_count_tokens_and_pages(void **state)
             want[i] = kt_int(&rng, 0, 1000) + ((int64_t)1 << 40);
         kern_buf *counts = kt_in(dev, KERN_I64, want, total);
         const int top = kt_int(&rng, 0, 12);
-        const kern_plan_count_args args = {&d.batch, &d.plan, top, round % 2, counts};
+        d.batch.scan_segs = round % 2 ? c->sparse_segs : 0;
+        kern_plan_count_args args = {.batch = &d.batch, .plan = &d.plan, .counts = counts};
+        for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
+            args.top[kind] = top;
         for (int layer = 0; layer < 2; layer++) {
             KT_OK(kern_plan_count(dev, &args));
             count_reference(c, top, round % 2, want);
@@ -415,7 +418,7 @@ static int32_t checksum(kern_dev *dev, const ac_case *c)
 {
     ac_dev d = ac_upload(c, dev);
     kern_buf *buf = kt_out_i32(dev, 2);
-    KT_OK(kern_plan_checksum(dev, &(kern_plan_checksum_args){&d.batch, &d.plan, buf}));
+    KT_OK(kern_plan_checksum(dev, &(kern_plan_checksum_args){&d.batch, &d.plan, true, buf}));
     int32_t *out = kt_take(buf, 2);
     const int32_t hash = out[0];
     assert_true(hash >= 0 && out[1] == -hash);
@@ -499,7 +502,7 @@ static void plans_that_do_not_fit_are_refused(void **state)
     KT_REFUSED(kern_page_score(dev, &score), RT_ERR_LIMIT, "kern_page_score", "capacity 7");
     d.plan.act_cap = 8;
     d.batch.max_pages = 7;
-    const kern_page_select_args select = {buf, &d.batch, 1, 0, 4, &d.plan};
+    const kern_page_select_args select = ac_select(buf, &d, 1, 0, 4);
     KT_REFUSED(kern_page_select(dev, &select), RT_ERR_LIMIT, "kern_page_select", "7 pages");
     const kern_locality_args locality = {d.qkv, buf, buf, &d.batch, 24, 24, 1.0f};
     const kern_buf *slots = d.batch.cache_slot;

@@ -139,7 +139,7 @@ static result run_step(const ac_case *c, const memory *m, policy p)
     if (c->sparse_segs > 0) {
         size_t total;
         kern_buf *score = score_pages(c, &d, c->shape.lists, 0, &total);
-        const kern_page_select_args args = {score, &d.batch, c->shape.lists, 0, p.top, &d.plan};
+        const kern_page_select_args args = ac_select(score, &d, c->shape.lists, 0, p.top);
         KT_OK(kern_page_select(m->dev, &args));
         kern_buf_free(score);
     }
@@ -635,8 +635,7 @@ static void shard_select(shards *s, policy p)
     KT_OK(kern_write(score, 0, sum, total));
     for (int r = 0; r < s->ranks; r++) {
         const int list0 = shared ? 0 : r * first->shape.kv_heads;
-        const kern_page_select_args args = {score, &s->d[r].batch, score_lists,
-                                            list0, p.top,          &s->d[r].plan};
+        const kern_page_select_args args = ac_select(score, &s->d[r], score_lists, list0, p.top);
         KT_OK(kern_page_select(s->m->dev, &args));
     }
     kern_buf_free(score);
@@ -646,7 +645,7 @@ static void shard_select(shards *s, policy p)
 static int32_t checksum(const ac_dev *d)
 {
     kern_buf *buf = kt_out_i32(d->dev, 2);
-    KT_OK(kern_plan_checksum(d->dev, &(kern_plan_checksum_args){&d->batch, &d->plan, buf}));
+    KT_OK(kern_plan_checksum(d->dev, &(kern_plan_checksum_args){&d->batch, &d->plan, true, buf}));
     int32_t *out = kt_take(buf, 2);
     const int32_t hash = out[0];
     rt_free(out);

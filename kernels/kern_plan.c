@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// The public operations of the page plan: checks, then the device's table.
+#include "kernels/kern_check.h"
+
+#include <limits.h>
+
+rt_status kern_locality(kern_dev *dev, const kern_locality_args *args)
+{
+    KERN_TRY_ENTRY(dev, args);
+    const kern_check check = {"kern_locality", dev};
+    RT_TRY(kern_check_batch(&check, args->batch,
+                            KERN_NEED_ROW_SEG | KERN_NEED_SEG_KIND | KERN_NEED_CACHE_SLOT));
+    const size_t rows = (size_t)args->batch->rows;
+    if (rows == 0)
+        return RT_OK;
+    KERN_TRY_INT(&check, args, cols, 1, INT_MAX);
+    KERN_TRY_INT(&check, args, stride, args->cols, INT_MAX);
+    KERN_TRY_BUF(&check, args, x, KERN_F32, rows, (size_t)args->stride);
+    KERN_TRY_BUF(&check, args, prev, KERN_F32, 0); // how many slots, cache_slot says
+    KERN_TRY_BUF(&check, args, delta, KERN_F32, rows);
+    return dev->ops->locality(dev, args);
+}
+
+rt_status kern_active(kern_dev *dev, const kern_active_args *args)
+{
+    KERN_TRY_ENTRY(dev, args);
+    const kern_check check = {"kern_active", dev};
+    RT_TRY(kern_check_batch(&check, args->batch,
+                            KERN_NEED_SEG_ROW0 | KERN_NEED_SEG_KIND | KERN_NEED_ROW_STATE));
+    if (args->batch->rows == 0)
+        return RT_OK;
+    RT_TRY(kern_check_int(&check, "rule", (int)args->rule, KERN_ACTIVE_ALL, KERN_ACTIVE_UNSETTLED));
+    RT_TRY(kern_check_plan(&check, args->batch, args->plan));
+    if (args->rule == KERN_ACTIVE_TOPK || args->rule == KERN_ACTIVE_NEW_TOPK) {
+        KERN_TRY_INT(&check, args, k, 0, INT_MAX);
+        KERN_TRY_BUF(&check, args, delta, KERN_F32, (size_t)args->batch->rows);
+    }
+    return dev->ops->active(dev, args);
+}
+
+static rt_status check_score(const kern_check *check, const kern_buf *score,
+                             const kern_batch *batch, const kern_plan *plan, int score_lists)
+{
+    return kern_check_buf(check, "score", score, KERN_F32, 4,
+                          (const size_t[]){(size_t)batch->scan_segs, (size_t)score_lists,
+                                           (size_t)plan->act_cap, (size_t)batch->max_pages});
+}
+
+rt_status kern_page_score(kern_dev *dev, const kern_page_score_args *args)
+{
+    KERN_TRY_ENTRY(dev, args);
+    const kern_check check = {"kern_page_score", dev};
+    const kern_batch *batch = args->batch;
+    RT_TRY(
+        kern_check_batch(&check, batch, KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_PAGE_TABLE));
+    if (batch->rows == 0 || batch->scan_segs == 0)
+        return RT_OK;
+    RT_TRY(kern_check_plan(&check, batch, args->plan));
+    RT_TRY(kern_check_kv_meta(&check, &args->kv));
+    RT_TRY(kern_check_query(&check, args->q, batch->rows, args->stride, args->heads, &args->kv));
+    KERN_TRY_INT(&check, args, score_lists, 1, INT_MAX);
+    const int local = args->score_lists == 1 ? 1 : args->kv.kv_heads;
+    KERN_TRY_INT(&check, args, list0, 0, args->score_lists - local);
+    RT_TRY(check_score(&check, args->score, batch, args->plan, args->score_lists));
+    return dev->ops->page_score(dev, args);
+}
+
+static rt_status check_kept(const kern_check *check, const kern_kept_lists *kept)
+{
+    RT_TRY(kern_check_int(check, "kept.lists", kept->lists, 1, INT_MAX));
+    RT_TRY(kern_check_int(check, "kept.cap", kept->cap, 1, INT_MAX));
+    // How many slots there are, seg_slot says.
+    RT_TRY(kern_check_buf(check, "kept.pages", kept->pages, KERN_I32, 2,
+                          (const size_t[]){(size_t)kept->lists, (size_t)kept->cap}));
+    const size_t lists = (size_t)kept->lists;
+    return kern_check_buf(check, "kept.count", kept->count, KERN_I32, 1, &lists);
+}
+
+rt_status kern_page_select(kern_dev *dev, const kern_page_select_args *args)
+{
+    KERN_TRY_ENTRY(dev, args);
+    const kern_check check = {"kern_page_select", dev};
+    const kern_batch *batch = args->batch;
+    RT_TRY(
+        kern_check_batch(&check, batch, KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_SEG_KIND));
+    if (batch->rows == 0 || batch->sparse_segs == 0)
+        return RT_OK;
+    RT_TRY(kern_check_plan(&check, batch, args->plan));
+    KERN_TRY_INT(&check, args, score_lists, 1, INT_MAX);
+    KERN_TRY_INT(&check, args, list0, 0, args->score_lists - args->plan->lists);
+    for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
+        KERN_TRY_INT(&check, args, choice[kind].top, 0, INT_MAX);
+    if (batch->scan_segs > 0)
+        RT_TRY(check_score(&check, args->score, batch, args->plan, args->score_lists));
+    if (args->kept) {
+        RT_TRY(kern_check_batch(&check, batch, KERN_NEED_SEG_SLOT));
+        RT_TRY(check_kept(&check, args->kept));
+    }
+    return dev->ops->page_select(dev, args);
+}
+
+rt_status kern_page_mass(kern_dev *dev, const kern_page_mass_args *args)
+{
+    KERN_TRY_ENTRY(dev, args);
+    const kern_check check = {"kern_page_mass", dev};
+    const kern_batch *batch = args->batch;
+    RT_TRY(kern_check_batch(&check, batch,
+                            KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_KV_SLOT |
+                                KERN_NEED_SEG_MASS));
+    if (batch->rows == 0 || batch->mass_segs == 0)
+        return RT_OK;
+    KERN_TRY_INT(&check, args, kv_heads, 1, INT_MAX);
+    KERN_TRY_INT(&check, args, heads, 1, INT_MAX);
+    KERN_TRY_INT(&check, args, score_lists, 1, INT_MAX);
+    const int local = args->score_lists == 1 ? 1 : args->kv_heads;
+    KERN_TRY_INT(&check, args, list0, 0, args->score_lists - local);
+    const size_t segs = (size_t)batch->mass_segs, pages = (size_t)batch->max_pages;
+    KERN_TRY_BUF(&check, args, page_lse, KERN_F32, segs, (size_t)batch->block, (size_t)args->heads,
+                 pages);
+    KERN_TRY_BUF(&check, args, lse, KERN_F32, (size_t)batch->rows, (size_t)args->heads);
+    KERN_TRY_BUF(&check, args, mass, KERN_F32, segs, (size_t)args->score_lists, pages);
+    return dev->ops->page_mass(dev, args);
+}
+
+rt_status kern_mass_select(kern_dev *dev, const kern_mass_select_args *args)
+{
+    KERN_TRY_ENTRY(dev, args);
+    const kern_check check = {"kern_mass_select", dev};
+    const kern_batch *batch = args->batch;
+    RT_TRY(kern_check_batch(&check, batch,
+                            KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_SEG_SLOT |
+                                KERN_NEED_SEG_MASS));
+    if (batch->rows == 0 || batch->mass_segs == 0)
+        return RT_OK;
+    if (!args->kept)
+        return RT_FAIL(RT_ERR_INVALID, "kern_mass_select: kept is NULL");
+    RT_TRY(check_kept(&check, args->kept));
+    KERN_TRY_INT(&check, args, top, 1, INT_MAX);
+    // Lists hold what a row may take, or all the pages there are.
+    const int most = args->top < batch->max_pages ? args->top : batch->max_pages;
+    RT_TRY(kern_check_int(&check, "kept.cap", args->kept->cap, most > 2 ? most : 2, INT_MAX));
+    KERN_TRY_INT(&check, args, score_lists, 1, INT_MAX);
+    KERN_TRY_INT(&check, args, list0, 0, args->score_lists - args->kept->lists);
+    KERN_TRY_BUF(&check, args, mass, KERN_F32, (size_t)batch->mass_segs, (size_t)args->score_lists,
+                 (size_t)batch->max_pages);
+    return dev->ops->mass_select(dev, args);
+}
+
+rt_status kern_plan_count(kern_dev *dev, const kern_plan_count_args *args)
+{
+    KERN_TRY_ENTRY(dev, args);
+    const kern_check check = {"kern_plan_count", dev};
+    RT_TRY(kern_check_batch(&check, args->batch,
+                            KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_SEG_KIND));
+    if (args->batch->rows == 0)
+        return RT_OK;
+    RT_TRY(kern_check_plan(&check, args->batch, args->plan));
+    for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
+        KERN_TRY_INT(&check, args, top[kind], 0, INT_MAX);
+    KERN_TRY_BUF(&check, args, counts, KERN_I64, (size_t)args->batch->segs, KERN_COUNT_N);
+    return dev->ops->plan_count(dev, args);
+}
+
+rt_status kern_plan_checksum(kern_dev *dev, const kern_plan_checksum_args *args)
+{
+    KERN_TRY_ENTRY(dev, args);
+    const kern_check check = {"kern_plan_checksum", dev};
+    RT_TRY(kern_check_batch(&check, args->batch, KERN_NEED_SEG_ROW0));
+    RT_TRY(kern_check_plan(&check, args->batch, args->plan));
+    KERN_TRY_BUF(&check, args, out, KERN_I32, 2);
+    return dev->ops->plan_checksum(dev, args);
+}

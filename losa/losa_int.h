@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// The state of LoSA attention, shared by state.c (opens and closes it) and
+// attention.c (runs a layer).
+//
+// It owns three kinds of device memory: per layer, what outlives a step (remembered
+// tokens, cached (o_p, L_p), kept page lists); for the layer being computed, the plan and
+// the partial results; per forward, the counters. Policies without reuse keep one
+// cache row, so that the kernels need no second form.
+#ifndef LOSA_LOSA_INT_H
+#define LOSA_LOSA_INT_H
+
+#include "losa/attention.h"
+
+typedef struct layer_cache {
+    kern_buf *prev;       // f32 [slots, prev_cols]
+    kern_buf *o, *lse;    // f32 [slots, heads, head_dim], [slots, heads]
+    kern_kept_lists kept; // of policies that choose by mass
+} layer_cache;
+
+struct losa_state {
+    par_group group;
+    losa_config config;
+    losa_limits limits;
+    int heads, kv_heads;
+    int score_lists, list0; // of the exchanged page scores
+    bool exchange_scores;
+    bool needs_delta; // the active rule looks at the change of the tokens
+    losa_reading reading[KERN_SEG_KINDS];
+    bool scans, measures; // some kind does
+    int prev_cols;
+    long long forward; // number of losa_begin, for messages
+    layer_cache *layers;
+    kern_plan plan;
+    kern_buf *delta;    // f32 [rows]
+    kern_buf *score;    // f32 [segs, score_lists, act_cap, max_pages]
+    kern_buf *page_lse; // f32 [sessions, block, heads, max_pages]
+    kern_buf *mass;     // f32 [sessions, score_lists, max_pages]
+    kern_buf *o, *lse;  // f32 [rows, heads, head_dim], [rows, heads]
+    kern_buf *counts;   // i64 [segs, KERN_COUNT_N]
+    kern_buf *checksum; // i32 [2]
+};
+
+// The active rule in force: policies without reuse let every token read.
+kern_active_rule losa_effective_rule(const losa_config *config);
+
+#endif
