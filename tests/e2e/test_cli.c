@@ -340,10 +340,13 @@ static void check_refusal(const refusal *r, int ranks)
     run_args_free(&args);
 }
 
+// Usage is refused before MPI is up: under mpirun a few of them will do.
 static void test_refusal(void **state)
 {
-    check_refusal(*state, 0);
-    check_refusal(*state, 2);
+    const refusal *r = *state;
+    check_refusal(r, 0);
+    if (r->status != USAGE || (r - refusals) % 4 == 0)
+        check_refusal(r, 2);
 }
 
 // Shapes that do not divide.
