@@ -194,6 +194,7 @@ static rt_status open_state(rt_engine *e)
     const int max_pages =
         rt_engine_pages(e, round_up(e->config.max_positions, e->config.block_length));
     RT_TRY(RT_ALLOC(e->slots, sessions, "slots"));
+    RT_TRY(RT_ALLOC(e->running, sessions, "slots"));
     RT_TRY(RT_ALLOC(e->counts, (size_t)max_segs(e) * KERN_COUNT_N, "counters"));
     RT_TRY(RT_ALLOC(e->results, sessions * (size_t)comm_ranks(e->group.comm), "results"));
     RT_TRY(open_kvcache(e));
@@ -224,6 +225,7 @@ static void free_all(rt_engine *e)
     for (int i = 0; e->slots && i < e->options.max_sessions; i++)
         rt_slot_release(&e->slots[i]);
     rt_free(e->slots);
+    rt_free(e->running);
     rt_free(e->counts);
     rt_free(e->results);
     rt_tokenizer_close(e->tokenizer);
@@ -243,6 +245,7 @@ rt_status rt_engine_open(const rt_engine_options *options, comm *c, rt_engine **
     rt_engine *e;
     RT_TRY(comm_agree(c, RT_ALLOC(e, 1, "engine")));
     e->group.comm = c;
+    e->sessions_end = &e->sessions;
     // One rank's failure must not leave the others waiting in a collective.
     const rt_status status = comm_agree(c, open_all(e, options));
     if (status != RT_OK) {

@@ -76,7 +76,10 @@ typedef struct rt_request {
     size_t stops_len;
     bool ignore_stop_ids;
 
-    // Called on rank 0 from rt_engine_step; any may be NULL.
+    // Called on rank 0 from rt_engine_step; any may be NULL. They may submit and cancel.
+    // What on_text was given, put together, is the result's text: whole characters, a
+    // block at a time, never a part of a stop string. on_done comes last, once, unless the
+    // engine is closed before.
     void (*on_prefill)(void *ctx, rt_session_id id, int done, int total);
     void (*on_text)(void *ctx, rt_session_id id, const char *text, size_t len);
     void (*on_done)(void *ctx, rt_session_id id, const struct rt_result *result);
@@ -109,7 +112,9 @@ typedef struct rt_stats {
 typedef struct rt_result {
     const char *text; // cut at the stop; NUL-terminated
     size_t text_len;
-    const int32_t *ids; // the tokens of `text`; the stop id is not among them
+    // The tokens of `text`, without a stop id; a stop string's are among them, up to
+    // the one that completed it.
+    const int32_t *ids;
     size_t ids_len;
     rt_finish finish;
     int prompt_tokens, completion_tokens;
@@ -118,7 +123,9 @@ typedef struct rt_result {
 
 // Rank 0. Tokenises, checks and queues. A prompt that can never fit, or a bad
 // parameter, is refused with the numbers. max_tokens beyond the model's length is
-// cut to what is left.
+// cut to what is left. Requests are admitted in the order of submission, when a slot
+// and all the KV pages they can ever need are free, and end in any order. What else
+// runs changes nothing in a request's tokens.
 rt_status rt_engine_submit(rt_engine *e, const rt_request *request, rt_session_id *id);
 // Rank 0: ends a session at the next step, with finish CANCELLED.
 void rt_engine_cancel(rt_engine *e, rt_session_id id);

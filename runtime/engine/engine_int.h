@@ -2,7 +2,8 @@
 // The inside of the engine, shared by its files:
 //   engine.c     opens and closes everything, on all ranks
 //   step.c       executes one step command, the same on every rank
-//   scheduler.c  rank 0: decides the next step command
+//   command.c    rank 0: decides the next step command
+//   scheduler.c  rank 0: the queue, one step, what follows from it
 //   session.c    rank 0: text, stops, results of one request
 //   logits.c     rank 0: the logits of a prefill
 #ifndef RUNTIME_ENGINE_ENGINE_INT_H
@@ -39,7 +40,9 @@ struct rt_engine {
 
     // Rank 0 only.
     rt_tokenizer *tokenizer;
-    rt_session *sessions; // list in order of submission
+    rt_session *sessions;      // list in order of submission
+    rt_session **sessions_end; // where the next one goes
+    rt_session **running;      // [max_sessions], by slot; NULL: the slot is free
     uint32_t next_session;
     uint64_t sequence;
 

@@ -76,6 +76,7 @@ static rt_stats collect_stats(const rt_engine *e, const rt_session *s, Pb__Resul
 
 void rt_session_deliver(const rt_engine *e, rt_session *s, Pb__Result *const *results)
 {
+    rt_session_emit(s); // a request that was cancelled may have some left
     if (!s->request.on_done)
         return;
     const rt_result result = {

@@ -54,12 +54,21 @@ static void fill_defaults(const rt_engine *e, rt_request *r)
         r->top_p = e->config.top_p;
 }
 
+static rt_status check_count(const char *name, int value, int min)
+{
+    if (value >= min && value <= PB_TOKENS_MAX)
+        return RT_OK;
+    return RT_FAIL(RT_ERR_INVALID, "%s %d: must be %d to %d", name, value, min, PB_TOKENS_MAX);
+}
+
 static rt_status check_numbers(const rt_request *r)
 {
     if (r->max_tokens < 1)
         return RT_FAIL(RT_ERR_INVALID, "max tokens %d: must be at least 1", r->max_tokens);
-    if (r->steps < 1)
-        return RT_FAIL(RT_ERR_INVALID, "steps %d: must be at least 1", r->steps);
+    RT_TRY(check_count("steps", r->steps, 1));
+    RT_TRY(check_count("sub-block", r->sub_block, 0));
+    if ((int)r->strategy < 0 || r->strategy > RT_STRATEGY_ENTROPY)
+        return RT_FAIL(RT_ERR_INVALID, "strategy %d: there is none", (int)r->strategy);
     if (!isfinite(r->threshold) || r->threshold < 0)
         return RT_FAIL(RT_ERR_INVALID, "threshold %g: must not be negative", r->threshold);
     if (r->strategy == RT_STRATEGY_DYNAMIC && r->threshold > 1)
@@ -196,16 +205,6 @@ static bool is_stop_id(const rt_engine *e, const rt_session *s, int32_t id)
     return false;
 }
 
-static size_t longest_stop(const rt_session *s)
-{
-    size_t longest = 0;
-    for (size_t i = 0; i < s->request.stops_len; i++) {
-        const size_t len = strlen(s->stops[i]);
-        longest = len > longest ? len : longest;
-    }
-    return longest;
-}
-
 // Offset of the earliest stop string that ends after byte `from`, or SIZE_MAX.
 static size_t find_stop(const rt_session *s, size_t from)
 {
@@ -222,7 +221,7 @@ static size_t find_stop(const rt_session *s, size_t from)
     return best;
 }
 
-// Adds one token to the output and its text; cuts both at a stop string.
+// Adds one token to the output and its text; cuts the text at a stop string.
 static rt_status take_token(rt_session *s, int32_t id)
 {
     const size_t before = s->text.len;
@@ -262,22 +261,25 @@ static rt_status take_next(const rt_engine *e, rt_session *s, const rt_slot *slo
 // Bytes at the end of the text that may become a stop string with what follows.
 static size_t held_back(const rt_session *s)
 {
-    const size_t most = longest_stop(s);
-    for (size_t n = most < s->text.len ? most : s->text.len; n > 0; n--)
-        for (size_t i = 0; i < s->request.stops_len; i++)
-            if (strncmp(s->stops[i], s->text.data + s->text.len - n, n) == 0)
-                return n;
-    return 0;
+    size_t most = 0;
+    for (size_t i = 0; i < s->request.stops_len; i++) {
+        const size_t len = strlen(s->stops[i]);
+        size_t n = len - 1 < s->text.len ? len - 1 : s->text.len;
+        while (n > most && memcmp(s->stops[i], s->text.data + s->text.len - n, n) != 0)
+            n--;
+        most = n > most ? n : most;
+    }
+    return most;
 }
 
-static void emit_text(rt_session *s)
+void rt_session_emit(rt_session *s)
 {
-    const size_t end = s->text.len - (s->finished ? 0 : held_back(s));
-    if (end <= s->emitted)
+    const size_t start = s->emitted, end = s->text.len - (s->finished ? 0 : held_back(s));
+    if (end <= start)
         return;
-    if (s->request.on_text)
-        s->request.on_text(s->request.ctx, s->id, s->text.data + s->emitted, end - s->emitted);
     s->emitted = end;
+    if (s->request.on_text)
+        s->request.on_text(s->request.ctx, s->id, s->text.data + start, end - start);
 }
 
 rt_status rt_session_progress(const rt_engine *e, rt_session *s, const rt_slot *slot)
@@ -286,6 +288,6 @@ rt_status rt_session_progress(const rt_engine *e, rt_session *s, const rt_slot *
         RT_TRY(take_next(e, s, slot, &more));
     const int block_end = slot->block_start + e->config.block_length;
     if (s->finished || slot->prompt_len + s->known >= block_end)
-        emit_text(s);
+        rt_session_emit(s);
     return RT_OK;
 }

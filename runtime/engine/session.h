@@ -36,11 +36,14 @@ struct rt_session {
 rt_status rt_session_new(const rt_engine *e, const rt_request *request, rt_session **out);
 void rt_session_free(rt_session *s);
 
+// The text not given out yet, but for what may become a stop string.
+void rt_session_emit(rt_session *s);
+
 // After a forward: takes the tokens that are now known up to the first mask, decides
 // whether the request is done, and gives out text when a block is complete.
 rt_status rt_session_progress(const rt_engine *e, rt_session *s, const rt_slot *slot);
 
-// Delivers the result; `results` [ranks] is what the ranks counted, or NULL when the
+// Gives out the text that is left and delivers the result; `results` [ranks] is what the ranks counted, or NULL when the
 // request never ran.
 void rt_session_deliver(const rt_engine *e, rt_session *s, Pb__Result *const *results);
 

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who gets what, and when.
+//
+// Pages. A request is admitted when a slot and all the pages it can ever need are
+// free; it keeps them until it is released. A running request thus never waits for
+// memory, so there is nothing to deadlock on. Admission is first come, first served:
+// a large request at the head waits for pages and the ones behind it wait too, which is
+// why it cannot be passed by for ever. A finished request is released in the very next
+// command, whatever the others do, and its pages can be admitted to in that command.
+//
+// Rows. Every forward takes every running block along: sparse steps first, then blocks
+// that open or are committed, then prefill. A long prompt costs the running blocks at
+// most `prefill_chunk` rows of a forward, never a turn.
+//
+// Prefill. The prompts share the chunk: half goes to the oldest one, the rest to those with the
+// fewest tokens left, and what they leave to the oldest again. The oldest always moves,
+// so every prompt is read in the end; a short prompt behind a long one starts at once;
+// prompts of equal length are read one after the other, so that the first answers begin
+// while the others are read.
+#include "runtime/engine/command.h"
+
+#include "runtime/base/clock.h"
+#include "runtime/base/mem.h"
+#include "runtime/engine/engine_int.h"
+
+#include <stdlib.h>
+
+static rt_status open_parts(const rt_engine *e, rt_command *c)
+{
+    const size_t n = (size_t)e->options.max_sessions;
+    *c = (rt_command){0};
+    pb__step__init(&c->step);
+    RT_TRY(RT_ALLOC(c->admit, n, "step command"));
+    RT_TRY(RT_ALLOC(c->segments, 2 * n, "step command"));
+    RT_TRY(RT_ALLOC(c->admit_ptr, n, "step command"));
+    RT_TRY(RT_ALLOC(c->segment_ptr, 2 * n, "step command"));
+    return RT_ALLOC(c->release, n, "step command");
+}
+
+void rt_command_close(rt_command *c)
+{
+    for (int i = 0; i < c->admits; i++)
+        rt_free(c->admit[i].pages);
+    rt_free(c->admit);
+    rt_free(c->segments);
+    rt_free(c->admit_ptr);
+    rt_free(c->segment_ptr);
+    rt_free(c->release);
+}
+
+bool rt_command_is_empty(const rt_command *c)
+{
+    return !c->admits && !c->count && !c->releases;
+}
+
+bool rt_command_continues(const rt_command *c, int i)
+{
+    return i + 1 < c->count && c->segments[i + 1].slot == c->segments[i].slot;
+}
+
+static void fill_step(rt_engine *e, rt_command *c)
+{
+    c->step.sequence = ++e->sequence;
+    c->step.n_admit = (size_t)c->admits;
+    c->step.admit = c->admit_ptr;
+    c->step.n_segments = (size_t)c->count;
+    c->step.segments = c->segment_ptr;
+    c->step.n_release = (size_t)c->releases;
+    c->step.release = c->release;
+}
+
+// ---- release and admission ------------------------------------------------------------
+
+static void release_finished(rt_engine *e, rt_command *c)
+{
+    for (int slot = 0; slot < e->options.max_sessions; slot++) {
+        rt_session *s = e->running[slot];
+        if (!s || !s->finished)
+            continue;
+        c->release[c->releases++] = (uint32_t)slot;
+        s->releasing = true;
+        e->running[slot] = NULL;
+        rt_kvcache_give(&e->kv, s->pages, s->page_count);
+    }
+}
+
+// The lowest free slot from `slot` on, or max_sessions.
+static int free_slot(const rt_engine *e, int slot)
+{
+    while (slot < e->options.max_sessions && e->running[slot])
+        slot++;
+    return slot;
+}
+
+// Whether the admission message of one more request may not fit into the frame.
+static bool is_full(const rt_command *c, const rt_session *s)
+{
+    enum { ENTRIES_MAX = PB_FRAME_MAX / 6 }; // a token id or page number takes 5 bytes at most
+    size_t entries = s->prompt.len + (size_t)s->page_count;
+    for (int i = 0; i < c->admits; i++)
+        entries += c->admit[i].n_prompt + c->admit[i].n_pages;
+    return c->admits > 0 && entries > ENTRIES_MAX;
+}
+
+static rt_status admit(rt_engine *e, rt_command *c, rt_session *s, int slot)
+{
+    s->slot = slot;
+    s->admitted_at = rt_clock_now();
+    e->running[slot] = s;
+    rt_kvcache_take(&e->kv, s->pages, s->page_count);
+    RT_TRY(rt_session_message(s, &c->admit[c->admits]));
+    c->admit_ptr[c->admits] = &c->admit[c->admits];
+    c->admits++;
+    return RT_OK;
+}
+
+static rt_status admit_queued(rt_engine *e, rt_command *c)
+{
+    int slot = free_slot(e, 0);
+    for (rt_session *s = e->sessions; s && slot < e->options.max_sessions; s = s->next) {
+        if (s->slot >= 0 || s->finished)
+            continue;
+        if (s->page_count > e->kv.free_count || is_full(c, s))
+            return RT_OK;
+        RT_TRY(admit(e, c, s, slot));
+        slot = free_slot(e, slot);
+    }
+    return RT_OK;
+}
+
+// ---- running blocks ---------------------------------------------------------------------
+
+static void add_segment(rt_command *c, const rt_session *s, int kind, int first, int count)
+{
+    Pb__Segment *segment = &c->segments[c->count];
+    pb__segment__init(segment);
+    segment->slot = (uint32_t)s->slot;
+    segment->kind = (uint32_t)kind;
+    segment->first = (uint32_t)first;
+    segment->count = (uint32_t)count;
+    c->count++;
+}
+
+static bool block_is_done(const rt_slot *slot, int block)
+{
+    for (int i = 0; i < block; i++)
+        if (slot->state[slot->block_start + i] & KERN_ROW_MASKED)
+            return false;
+    return true;
+}
+
+// Segments of a running request in the next forward. A finished block is committed
+// with the next block's first step: as one segment where both read everything, as two
+// where each follows a plan of its own. A shifted model's next block begins with a
+// token that the commit decides, so there the commit needs a forward of its own.
+static void add_block(const rt_engine *e, rt_command *c, const rt_session *s)
+{
+    const rt_slot *slot = &e->slots[s->slot];
+    const int block = e->config.block_length, start = slot->block_start;
+    const bool merged = !e->options.separate_commit && !e->config.shifted;
+    const bool sparse = losa_reading_of(&e->options.attention, KERN_SEG_FIRST).sparse;
+    if (slot->block_step == 0)
+        add_segment(c, s, KERN_SEG_OPEN, start, block);
+    else if (!block_is_done(slot, block))
+        add_segment(c, s, KERN_SEG_STEP, start, block);
+    else if (slot->committed > start)
+        add_segment(c, s, KERN_SEG_FIRST, slot->committed, block);
+    else if (merged && !sparse)
+        add_segment(c, s, KERN_SEG_FIRST, start, 2 * block);
+    else
+        add_segment(c, s, KERN_SEG_COMMIT, start, block);
+    if (slot->committed == start && block_is_done(slot, block) && merged && sparse)
+        add_segment(c, s, KERN_SEG_FIRST, start + block, block);
+}
+
+// A request that was admitted by this very command has no slot state yet: its first
+// forward follows from its prompt alone.
+static bool is_fresh(const rt_engine *e, const rt_session *s)
+{
+    const rt_slot *slot = &e->slots[s->slot];
+    return !slot->used || slot->session != s->id;
+}
+
+static int prefill_done(const rt_engine *e, const rt_session *s)
+{
+    return is_fresh(e, s) ? 0 : e->slots[s->slot].committed;
+}
+
+static int prefill_left(const rt_engine *e, const rt_session *s)
+{
+    const int block = e->config.block_length;
+    return (int)s->prompt.len / block * block - prefill_done(e, s);
+}
+
+static void add_blocks(const rt_engine *e, rt_command *c)
+{
+    for (int slot = 0; slot < e->options.max_sessions; slot++) {
+        const rt_session *s = e->running[slot];
+        if (!s || prefill_left(e, s) > 0)
+            continue;
+        if (is_fresh(e, s))
+            add_segment(c, s, KERN_SEG_OPEN, 0, e->config.block_length);
+        else
+            add_block(e, c, s);
+    }
+}
+
+// ---- prefill ----------------------------------------------------------------------------
+
+typedef struct reader {
+    const rt_session *session;
+    int left;  // tokens of the prompt
+    int count; // in this forward
+} reader;
+
+static int by_age(const void *a, const void *b)
+{
+    const rt_session_id x = ((const reader *)a)->session->id, y = ((const reader *)b)->session->id;
+    return (x > y) - (x < y);
+}
+
+static int by_left(const void *a, const void *b)
+{
+    const int x = ((const reader *)a)->left, y = ((const reader *)b)->left;
+    return x != y ? (x > y) - (x < y) : by_age(a, b);
+}
+
+// Gives a reader up to `most` tokens of the budget.
+static void give(reader *r, int most, int *budget)
+{
+    const int left = r->left - r->count;
+    int count = most < *budget ? most : *budget;
+    count = count < left ? count : left;
+    r->count += count;
+    *budget -= count;
+}
+
+// All counts are whole blocks, because prompts and the budget are.
+static void share_chunk(const rt_engine *e, reader *readers, size_t n)
+{
+    const int block = e->config.block_length;
+    int budget = e->prefill_chunk;
+    qsort(readers, n, sizeof *readers, by_age);
+    give(&readers[0], (budget / block + 1) / 2 * block, &budget);
+    qsort(readers + 1, n - 1, sizeof *readers, by_left);
+    for (size_t i = 1; i < n; i++)
+        give(&readers[i], budget, &budget);
+    give(&readers[0], budget, &budget);
+}
+
+static rt_status add_prefill(const rt_engine *e, rt_command *c)
+{
+    reader *readers;
+    size_t n = 0;
+    RT_TRY(RT_ALLOC(readers, (size_t)e->options.max_sessions, "step command"));
+    for (int slot = 0; slot < e->options.max_sessions; slot++) {
+        const rt_session *s = e->running[slot];
+        if (s && prefill_left(e, s) > 0)
+            readers[n++] = (reader){.session = s, .left = prefill_left(e, s)};
+    }
+    if (n > 0)
+        share_chunk(e, readers, n);
+    for (size_t i = 0; i < n; i++)
+        if (readers[i].count > 0)
+            add_segment(c, readers[i].session, KERN_SEG_PREFILL,
+                        prefill_done(e, readers[i].session), readers[i].count);
+    rt_free(readers);
+    return RT_OK;
+}
+
+// ---- the command --------------------------------------------------------------------------
+
+// Sorts the segments into losa_kind_order; those of equal order stay as they are.
+static void order_segments(const rt_engine *e, rt_command *c)
+{
+    int placed = 0;
+    for (int order = 0; order <= 2; order++)
+        for (int i = 0; i < c->count; i++)
+            if (losa_kind_order(&e->options.attention, (int)c->segments[i].kind) == order)
+                c->segment_ptr[placed++] = &c->segments[i];
+}
+
+rt_status rt_command_make(rt_engine *e, rt_command *out)
+{
+    RT_TRY(open_parts(e, out));
+    release_finished(e, out);
+    RT_TRY(admit_queued(e, out));
+    add_blocks(e, out);
+    RT_TRY(add_prefill(e, out));
+    order_segments(e, out);
+    fill_step(e, out);
+    return RT_OK;
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// The text of an answer: where it ends (stop strings, stop ids, lengths), and that
+// what streams is the same text. On the shipped model.
+#include "tests/unit/engine_case.h"
+
+#include "runtime/base/log.h"
+
+#define NEEDLE "models/needle-11m"
+
+typedef struct listener {
+    char text[4096];
+    char whole[4096];
+    size_t ids;
+    rt_finish finish;
+    int pieces;
+} listener;
+
+static void listen_text(void *ctx, rt_session_id id, const char *text, size_t len)
+{
+    (void)id;
+    listener *l = ctx;
+    assert_true(strlen(l->text) + len < sizeof l->text);
+    strncat(l->text, text, len);
+    l->pieces++;
+}
+
+static void listen_done(void *ctx, rt_session_id id, const rt_result *r)
+{
+    (void)id;
+    listener *l = ctx;
+    snprintf(l->whole, sizeof l->whole, "%s", r->text);
+    l->ids = r->ids_len;
+    l->finish = r->finish;
+}
+
+static listener ask(engine_case *c, rt_request r)
+{
+    static const char prompt[] = "Document: The code of the harbour in Tarlow is 85454. The river "
+                                 "crossed the village.\nQuestion: What is the code of the harbour "
+                                 "in Tarlow?";
+    listener l = {.finish = RT_FINISH_CANCELLED};
+    r.prompt = prompt;
+    r.prompt_len = sizeof prompt - 1;
+    r.chat = true;
+    r.on_text = listen_text;
+    r.on_done = listen_done;
+    r.ctx = &l;
+    rt_session_id id;
+    assert_ok(rt_engine_submit(c->root, &r, &id));
+    engine_drain(c);
+    assert_string_equal(l.text, l.whole);
+    return l;
+}
+
+// Every piece of the text as a stop: short, of several tokens, across the ends of
+// blocks. The answer is what stands before its first place.
+static void check_stops(engine_case *c, const rt_request *base, const char *full)
+{
+    const size_t len = strlen(full);
+    for (size_t size = 1; size < 40; size += size < 4 ? 1 : 9) {
+        for (size_t at = 0; at + size <= len; at += 1 + len / 12) {
+            char stop[64];
+            snprintf(stop, sizeof stop, "%.*s", (int)size, full + at);
+            const char *const stops[] = {"not in the text", stop};
+            rt_request r = *base;
+            r.stops = stops;
+            r.stops_len = 2;
+            const listener l = ask(c, r);
+            const size_t want = (size_t)(strstr(full, stop) - full);
+            assert_int_equal(l.finish, RT_FINISH_STOP);
+            assert_int_equal(strlen(l.whole), want);
+            assert_memory_equal(l.whole, full, want);
+        }
+    }
+}
+
+static void test_stop_strings(void **state)
+{
+    (void)state;
+    rt_engine_options o = engine_options(NEEDLE);
+    o.context = 256;
+    engine_case c;
+    engine_open(&c, &o, 1);
+    rt_request r = rt_request_default();
+    r.max_tokens = 44; // in the middle of a block
+    r.ignore_stop_ids = true;
+    const listener full = ask(&c, r);
+    assert_int_equal(full.finish, RT_FINISH_LENGTH);
+    assert_int_equal(full.ids, 44);
+    assert_true(full.pieces > 1 && strlen(full.whole) > 40);
+    check_stops(&c, &r, full.whole);
+    // Stops that never come, but often begin: held back, and given in the end.
+    char longer[8];
+    snprintf(longer, sizeof longer, "%s!", full.whole + strlen(full.whole) - 3);
+    const char *const begun[] = {"e qqqq", " qq", longer};
+    r.stops = begun;
+    r.stops_len = 3;
+    assert_string_equal(ask(&c, r).whole, full.whole);
+    engine_close(&c);
+}
+
+static void test_stop_ids_and_lengths(void **state)
+{
+    (void)state;
+    rt_engine_options o = engine_options(NEEDLE);
+    o.context = 256;
+    engine_case c;
+    engine_open(&c, &o, 1);
+    rt_request r = rt_request_default();
+    r.max_tokens = 60;
+    const listener stopped = ask(&c, r);
+    assert_int_equal(stopped.finish, RT_FINISH_STOP);
+    assert_true(stopped.ids < 60);
+    for (int n = 1; n <= (int)stopped.ids + 1; n += n == 1 ? 1 : 5) {
+        r.max_tokens = n;
+        const listener cut = ask(&c, r);
+        assert_int_equal(cut.ids, n < (int)stopped.ids ? n : (int)stopped.ids);
+        assert_memory_equal(cut.whole, stopped.whole, strlen(cut.whole));
+    }
+    // All the ids fit, and the stop id after them does not.
+    r.max_tokens = (int)stopped.ids;
+    assert_int_equal(ask(&c, r).finish, RT_FINISH_LENGTH);
+    r.max_tokens++;
+    assert_int_equal(ask(&c, r).finish, RT_FINISH_STOP);
+    r.ignore_stop_ids = true;
+    r.max_tokens = (int)stopped.ids + 10;
+    const listener on = ask(&c, r);
+    assert_int_equal(on.finish, RT_FINISH_LENGTH);
+    assert_int_equal(on.ids, r.max_tokens);
+    assert_memory_equal(on.whole, stopped.whole, strlen(stopped.whole));
+    engine_close(&c);
+}
+
+// A cancelled request gives out what it has.
+static void test_cancelled_text(void **state)
+{
+    (void)state;
+    rt_engine_options o = engine_options(NEEDLE);
+    o.context = 256;
+    engine_case c;
+    engine_open(&c, &o, 1);
+    rt_request r = rt_request_default();
+    r.prompt = "One word after the other";
+    r.prompt_len = strlen(r.prompt);
+    r.strategy = RT_STRATEGY_SEQUENTIAL;
+    r.ignore_stop_ids = true;
+    engine_answer a = {0};
+    engine_submit(&c, &r, &a);
+    for (int i = 0; i < 24; i++) {
+        bool busy;
+        assert_ok(rt_engine_step(c.root, &busy));
+        assert_true(busy);
+    }
+    rt_engine_cancel(c.root, a.id);
+    engine_drain(&c);
+    assert_int_equal(a.finish, RT_FINISH_CANCELLED);
+    assert_true(a.ids_len > 0 && a.text[0]);
+    assert_string_equal(a.streamed, a.text);
+    engine_close(&c);
+    engine_free(&a, 1);
+}
+
+int main(void)
+{
+    rt_log_setup(RT_LOG_ERROR, 0, 1);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_stop_strings),
+        cmocka_unit_test(test_stop_ids_and_lengths),
+        cmocka_unit_test(test_cancelled_text),
+    };
+    return cmocka_run_group_tests_name("engine text", tests, NULL, NULL);
+}
