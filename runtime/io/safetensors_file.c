@@ -81,6 +81,10 @@ static rt_status check_bytes(const rt_st_entry *e)
         return RT_FAIL(RT_ERR_FORMAT, "%s: tensor '%s': shape overflows", file, e->name);
     if (empty)
         bits = 0;
+    if (!empty && e->type->bits > 8 && e->begin % (e->type->bits / 8) != 0)
+        return RT_FAIL(RT_ERR_FORMAT,
+                       "%s: tensor '%s' is misaligned: type %s at byte %zu of the data", file,
+                       e->name, e->type->name, e->begin);
     if (bits % 8 != 0 || bits / 8 != e->end - e->begin)
         return RT_FAIL(RT_ERR_FORMAT,
                        "%s: tensor '%s': shape and type %s make %zu bits, data_offsets %zu bytes",
@@ -230,5 +234,6 @@ rt_status rt_st_read_file(rt_checkpoint *ckpt, const char *path)
                            : RT_FAIL(RT_ERR_FORMAT, "%s: the header is not an object", path);
     json_decref(header);
     RT_TRY(status);
-    return place_entries(s, PREFIX + length, ckpt->entries + first, ckpt->count - first);
+    rt_st_entry *entries = ckpt->count > first ? &ckpt->entries[first] : NULL;
+    return place_entries(s, PREFIX + length, entries, ckpt->count - first);
 }

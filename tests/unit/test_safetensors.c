@@ -134,6 +134,10 @@ static const struct {
      "'b' begins at 8, the one before ends at 12"},
     {"{" T("a", "F32", "[2]", "[0,8]") "," T("a", "F32", "[2]", "[8,16]") "}", RT_ERR_FORMAT,
      "duplicate"},
+    {"{" T("a", "U8", "[2]", "[0,2]") "," T("b", "F32", "[3]", "[2,14]") "}", RT_ERR_FORMAT,
+     "tensor 'b' is misaligned: type F32 at byte 2"},
+    {"{" T("a", "U8", "[1]", "[0,1]") "," T("b", "BF16", "[7]", "[1,15]") "}", RT_ERR_FORMAT,
+     "tensor 'b' is misaligned: type BF16 at byte 1"},
 };
 
 static void test_hostile_headers(void **state)
@@ -160,6 +164,7 @@ static void test_hostile_lengths(void **state)
         {"\3\0\0\0\0\0\0\0{}", 10, "header of 3 bytes in a file of 10"},
         {"\xff\xff\xff\xff\xff\xff\xff\xff{}", 10, "over the format's limit"},
         {"\1\xe1\xf5\5\0\0\0\0{}", 10, "header of 100000001 bytes is over"},
+        {"\0\0\0\0\0\0\0\x10{}", 10, "header of 1152921504606846976 bytes is over"}, // 2^60
         {"\0\0\0\0\0\0\0\0", 8, "line 1"},
         {"PK\3\4\0\0\0\0\0\0\0\0", 12, "(truncated?)"},
     };
