@@ -166,6 +166,7 @@ static rt_status make_plan(losa_state *s, const losa_layer_args *args, const ker
         RT_TRY(choose_pages(s, args, batch));
     if (sparse && s->config.check_plans)
         RT_TRY(check_plan(s, args->layer, batch));
+    RT_TRY(losa_show(s, args->layer, batch));
     return count_plan(s, batch);
 }
 

@@ -52,6 +52,20 @@ rt_status losa_layer(losa_state *s, const losa_layer_args *args);
 
 // Start of a forward: clears the counters of its `segs` segments.
 rt_status losa_begin(losa_state *s, int segs);
+// What a layer decided, on the host. Arrays as in kern_plan, valid during the call.
+typedef struct losa_view {
+    int layer;
+    const kern_batch *batch; // as this layer ran it: a dense layer has no sparse segments
+    int lists;
+    const int32_t *act_rows, *act_count;
+    const int32_t *pages, *page_count;
+} losa_view;
+typedef rt_status losa_observer(void *ctx, const losa_view *view);
+
+// From now on `observer` sees every layer's plan, before anybody reads by it; NULL ends
+// that. It costs a copy and a wait for the device in every layer: for traces and tests.
+rt_status losa_observe(losa_state *s, losa_observer *observer, void *ctx);
+
 // i64 [segs, KERN_COUNT_N], summed over the layers since losa_begin (this rank's lists).
 const kern_buf *losa_counts(const losa_state *s);
 

@@ -17,6 +17,11 @@ typedef struct layer_cache {
     kern_kept_lists kept; // of policies that choose by mass
 } layer_cache;
 
+// Host copy of the plan; made by the first losa_observe.
+typedef struct losa_copy {
+    int32_t *act_rows, *act_count, *pages, *page_count;
+} losa_copy;
+
 struct losa_state {
     par_group group;
     losa_config config;
@@ -38,7 +43,13 @@ struct losa_state {
     kern_buf *o, *lse;  // f32 [rows, heads, head_dim], [rows, heads]
     kern_buf *counts;   // i64 [segs, KERN_COUNT_N]
     kern_buf *checksum; // i32 [2]
+    losa_observer *observer;
+    void *observer_ctx;
+    losa_copy copy; // of the plan, for the observer
 };
+
+// Shows the plan of a layer to the observer, if there is one.
+rt_status losa_show(losa_state *s, int layer, const kern_batch *batch);
 
 // The active rule in force: policies without reuse let every token read.
 kern_active_rule losa_effective_rule(const losa_config *config);

@@ -171,5 +171,9 @@ void losa_close(losa_state *s)
         s->counts,        s->checksum,       s->page_lse,   s->mass};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++)
         kern_buf_free(owned[i]);
+    rt_free(s->copy.act_rows);
+    rt_free(s->copy.act_count);
+    rt_free(s->copy.pages);
+    rt_free(s->copy.page_count);
     rt_free(s);
 }
