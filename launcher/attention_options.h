@@ -25,113 +25,33 @@ rt_status app_attention_check(app_attention *args);
 
 // Rows of the option table; A is the argument struct, M its app_attention member.
 #define APP_ATTENTION_AT(A, M, member) (offsetof(A, M) + offsetof(app_attention, member))
+// clang-format off
 #define APP_OPTIONS_ATTENTION(A, M)                                                                \
-    {"attention",                                                                                  \
-     'a',                                                                                          \
-     APP_CHOICE,                                                                                   \
-     APP_ATTENTION_AT(A, M, policy),                                                               \
-     0,                                                                                            \
-     0,                                                                                            \
-     "POLICY",                                                                                     \
-     NULL,                                                                                         \
-     "who reads which pages",                                                                      \
-     "Attention",                                                                                  \
-     app_policy_choice,                                                                            \
+    {"attention", 'a', APP_CHOICE, APP_ATTENTION_AT(A, M, policy), 0, 0, "POLICY", NULL,           \
+     "who reads which pages", "Attention", app_policy_choice, NULL},                               \
+    {"budget", 0, APP_INT, APP_ATTENTION_AT(A, M, config.budget), 1, INT_MAX, "N", NULL,           \
+     "prefix tokens that a row, or a list made by mass, may take in a sparse step", NULL, NULL,    \
      NULL},                                                                                        \
-        {"budget",                                                                                 \
-         0,                                                                                        \
-         APP_INT,                                                                                  \
-         APP_ATTENTION_AT(A, M, config.budget),                                                    \
-         1,                                                                                        \
-         INT_MAX,                                                                                  \
-         "N",                                                                                      \
-         NULL,                                                                                     \
-         "prefix tokens that a row, or a list made by mass, may take in a sparse step",            \
-         NULL,                                                                                     \
-         NULL,                                                                                     \
-         NULL},                                                                                    \
-        {"scan-budget",                                                                            \
-         0,                                                                                        \
-         APP_INT,                                                                                  \
-         APP_ATTENTION_AT(A, M, config.scan_budget),                                               \
-         1,                                                                                        \
-         INT_MAX,                                                                                  \
-         "N",                                                                                      \
-         NULL,                                                                                     \
-         "losa-mix: prefix tokens that a row may add to the block's list",                         \
-         NULL,                                                                                     \
-         NULL,                                                                                     \
-         NULL},                                                                                    \
-        {"active",                                                                                 \
-         0,                                                                                        \
-         APP_PARSE,                                                                                \
-         APP_ATTENTION_AT(A, M, config),                                                           \
-         0,                                                                                        \
-         0,                                                                                        \
-         "RULE",                                                                                   \
-         "unsettled",                                                                              \
-         "rows that read the prefix: all, topk:K, new+K, unsettled",                               \
-         NULL,                                                                                     \
-         NULL,                                                                                     \
-         app_parse_rule},                                                                          \
-        {"first",                                                                                  \
-         0,                                                                                        \
-         APP_CHOICE,                                                                               \
-         APP_ATTENTION_AT(A, M, first),                                                            \
-         0,                                                                                        \
-         0,                                                                                        \
-         "HOW",                                                                                    \
-         NULL,                                                                                     \
-         "first steps of blocks after a request's first: read everything, or scan",                \
-         NULL,                                                                                     \
-         app_first_choice,                                                                         \
-         NULL},                                                                                    \
-        {"no-commit-scan",                                                                         \
-         0,                                                                                        \
-         APP_FLAG,                                                                                 \
-         APP_ATTENTION_AT(A, M, no_commit_scan),                                                   \
-         0,                                                                                        \
-         0,                                                                                        \
-         NULL,                                                                                     \
-         NULL,                                                                                     \
-         "with --first sparse: finished blocks of losa-mass, losa-mix and mage read their list "   \
-         "only",                                                                                   \
-         NULL,                                                                                     \
-         NULL,                                                                                     \
-         NULL},                                                                                    \
-        {"page-size", 0,   APP_INT, APP_ATTENTION_AT(A, M, config.page),   4,                      \
-         256,         "N", NULL,    "tokens in a KV page, a power of two", NULL,                   \
-         NULL,        NULL},                                                                       \
-        {"plan-scope",                                                                             \
-         0,                                                                                        \
-         APP_CHOICE,                                                                               \
-         APP_ATTENTION_AT(A, M, config.scope),                                                     \
-         0,                                                                                        \
-         0,                                                                                        \
-         "SCOPE",                                                                                  \
-         NULL,                                                                                     \
-         "one page list for all heads, or one per KV head",                                        \
-         NULL,                                                                                     \
-         app_scope_choice,                                                                         \
-         NULL},                                                                                    \
-        {"locality",                                                                               \
-         0,                                                                                        \
-         APP_CHOICE,                                                                               \
-         APP_ATTENTION_AT(A, M, config.locality),                                                  \
-         0,                                                                                        \
-         0,                                                                                        \
-         "KIND",                                                                                   \
-         NULL,                                                                                     \
-         "what topk and new+K measure the change of a row by",                                     \
-         NULL,                                                                                     \
-         app_locality_choice,                                                                      \
-         NULL},                                                                                    \
-        {"dense-layers", 0,   APP_INT, APP_ATTENTION_AT(A, M, config.dense_layers), 0,             \
-         1024,           "N", NULL,    "first layers that always read everything",  NULL,          \
-         NULL,           NULL},                                                                    \
-    {                                                                                              \
-        "check-plans", 0, APP_FLAG, APP_ATTENTION_AT(A, M, config.check_plans), 0, 0, NULL, NULL,  \
-            "compare the page plans of all ranks in every layer and step", NULL, NULL, NULL        \
-    }
+    {"scan-budget", 0, APP_INT, APP_ATTENTION_AT(A, M, config.scan_budget), 1, INT_MAX, "N", NULL, \
+     "losa-mix: prefix tokens that a row may add to the block's list", NULL, NULL, NULL},          \
+    {"active", 0, APP_PARSE, APP_ATTENTION_AT(A, M, config), 0, 0, "RULE", "unsettled",            \
+     "rows that read the prefix: all, topk:K, new+K, unsettled", NULL, NULL, app_parse_rule},      \
+    {"first", 0, APP_CHOICE, APP_ATTENTION_AT(A, M, first), 0, 0, "HOW", NULL,                     \
+     "first steps of blocks after a request's first: read everything, or scan", NULL,              \
+     app_first_choice, NULL},                                                                      \
+    {"no-commit-scan", 0, APP_FLAG, APP_ATTENTION_AT(A, M, no_commit_scan), 0, 0, NULL, NULL,      \
+     "with --first sparse: finished blocks of losa-mass, losa-mix and mage read their list only",  \
+     NULL, NULL, NULL},                                                                            \
+    {"page-size", 0, APP_INT, APP_ATTENTION_AT(A, M, config.page), 4, 256, "N", NULL,              \
+     "tokens in a KV page, a power of two", NULL, NULL, NULL},                                     \
+    {"plan-scope", 0, APP_CHOICE, APP_ATTENTION_AT(A, M, config.scope), 0, 0, "SCOPE", NULL,       \
+     "one page list for all heads, or one per KV head", NULL, app_scope_choice, NULL},             \
+    {"locality", 0, APP_CHOICE, APP_ATTENTION_AT(A, M, config.locality), 0, 0, "KIND", NULL,       \
+     "what topk and new+K measure the change of a row by", NULL, app_locality_choice, NULL},       \
+    {"dense-layers", 0, APP_INT, APP_ATTENTION_AT(A, M, config.dense_layers), 0, 1024, "N", NULL,  \
+     "first layers that always read everything", NULL, NULL, NULL},                                \
+    {"check-plans", 0, APP_FLAG, APP_ATTENTION_AT(A, M, config.check_plans), 0, 0, NULL, NULL,     \
+     "compare the page plans of all ranks in every layer and step", NULL, NULL, NULL}
+// clang-format on
 
 #endif
