@@ -93,6 +93,8 @@ static const app_option options[] = {
      "id of the mask token", NULL, NULL, NULL},
     {"context", 0, APP_INT, AT(engine.context), 0, INT_MAX, "N", NULL,
      "tokens to reserve KV pages for; 0: the model's length", NULL, NULL, NULL},
+    {"allow-nonfinite", 0, APP_FLAG, AT(engine.allow_nonfinite), 0, 0, NULL, NULL,
+     "load weights that hold NaN or infinity", NULL, NULL, NULL},
 
     {"prompt", 'p', APP_TEXT, AT(prompt), 0, 0, "TEXT", NULL, "the prompt", "Prompt", NULL, NULL},
     {"prompt-file", 'f', APP_TEXT, AT(prompt_file), 0, 0, "FILE", NULL,

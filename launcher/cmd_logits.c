@@ -26,6 +26,8 @@ static const app_option options[] = {
      "tokens in a block", NULL, NULL, NULL},
     {"context", 0, APP_INT, AT(engine.context), 0, INT_MAX, "N", NULL,
      "tokens to reserve KV pages for; 0: the model's length", NULL, NULL, NULL},
+    {"allow-nonfinite", 0, APP_FLAG, AT(engine.allow_nonfinite), 0, 0, NULL, NULL,
+     "load weights that hold NaN or infinity", NULL, NULL, NULL},
     {"ids", 'i', APP_TEXT, AT(ids), 0, 0, "FILE", NULL,
      "a JSON array of token ids (- is standard input)", "Files", NULL, NULL},
     {"out", 'o', APP_TEXT, AT(out), 0, 0, "FILE.npy", NULL, "where the logits go", NULL, NULL,

@@ -158,6 +158,7 @@ static rt_status open_model(rt_engine *e)
         .positions = round_up(e->config.max_positions, e->config.block_length),
         .rows = max_rows(e),
         .head_rows = max_head_rows(e),
+        .allow_nonfinite = e->options.allow_nonfinite,
     };
     rt_checkpoint *ckpt;
     RT_TRY(rt_checkpoint_open(e->options.model_dir, &ckpt));

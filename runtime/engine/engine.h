@@ -31,6 +31,7 @@ typedef struct rt_engine_options {
     int max_sessions;     // that run at the same time
     int prefill_chunk;    // prompt tokens in one forward; rounded to whole blocks
     bool separate_commit; // a forward of its own for each finished block's K,V
+    bool allow_nonfinite; // load weights that hold NaN or infinity
     losa_config attention;
 } rt_engine_options;
 rt_engine_options rt_engine_options_default(void);

@@ -78,7 +78,8 @@ rt_status rt_model_open(const par_group *group, const par_plan *plan, const rt_m
     m->config = *config;
     m->limits = *limits;
     rt_status status;
-    RT_TRY_GOTO(status, rt_weights_load(group->dev, plan, config, ckpt, &m->weights), close_model);
+    status = rt_weights_load(group->dev, plan, config, ckpt, limits->allow_nonfinite, &m->weights);
+    RT_TRY_GOTO(status, status, close_model);
     RT_TRY_GOTO(status, open_rope(m), close_model);
     RT_TRY_GOTO(status, open_activations(m), close_model);
     *out = m;

@@ -12,11 +12,12 @@
 
 typedef struct rt_model rt_model;
 
-// Capacities, fixed at start.
+// Capacities, fixed at start, and what is accepted.
 typedef struct rt_model_limits {
-    int positions; // length of the rotary tables
-    int rows;      // rows of a forward
-    int head_rows; // rows of one call of the head
+    int positions;        // length of the rotary tables
+    int rows;             // rows of a forward
+    int head_rows;        // rows of one call of the head
+    bool allow_nonfinite; // weights may hold NaN and infinity
 } rt_model_limits;
 
 // Loads this rank's slices. `group` and `config` are copied, its members borrowed.

@@ -2,6 +2,7 @@
 #include "runtime/model/weights.h"
 
 #include "runtime/base/mem.h"
+#include "runtime/model/finite.h"
 
 #include <stdio.h>
 
@@ -11,6 +12,7 @@ typedef struct loader {
     const par_plan *plan;
     const rt_model_config *config;
     const rt_checkpoint *ckpt;
+    bool allow_nonfinite;
     int layer;
 } loader;
 
@@ -39,6 +41,8 @@ static rt_status upload_slice(const loader *ld, const slice *s, kern_buf *dst, s
     const int stored_cols = s->cols ? s->cols : 1;
     const par_range row = s->row.count ? s->row : (par_range){0, s->rows};
     const par_range col = s->col.count ? s->col : (par_range){0, stored_cols};
+    if (!ld->allow_nonfinite)
+        RT_TRY(rt_finite_check(&t, row, col));
     const size_t skip = (size_t)row.first * (size_t)stored_cols + (size_t)col.first;
     const kern_upload_args upload = {
         .dst = dst,
@@ -173,10 +177,10 @@ static rt_status load_all(loader *ld, rt_weights *w)
 }
 
 rt_status rt_weights_load(kern_dev *dev, const par_plan *plan, const rt_model_config *config,
-                          const rt_checkpoint *ckpt, rt_weights *out)
+                          const rt_checkpoint *ckpt, bool allow_nonfinite, rt_weights *out)
 {
     *out = (rt_weights){0};
-    loader ld = {dev, plan, config, ckpt, -1};
+    loader ld = {dev, plan, config, ckpt, allow_nonfinite, -1};
     const rt_status status = load_all(&ld, out);
     if (status != RT_OK)
         rt_weights_free(out);

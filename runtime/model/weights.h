@@ -27,8 +27,9 @@ typedef struct rt_weights {
     rt_layer_weights *layers;
 } rt_weights;
 
+// A slice that holds NaN or infinity is refused, by name, unless `allow_nonfinite`.
 rt_status rt_weights_load(kern_dev *dev, const par_plan *plan, const rt_model_config *config,
-                          const rt_checkpoint *ckpt, rt_weights *out);
+                          const rt_checkpoint *ckpt, bool allow_nonfinite, rt_weights *out);
 void rt_weights_free(rt_weights *w); // safe on a partly loaded or zero struct
 
 #endif
