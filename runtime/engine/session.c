@@ -12,6 +12,18 @@
 
 // ---- a new request ------------------------------------------------------------------
 
+// A text that cannot fit, whatever its tokens are, is not worth reading.
+static rt_status check_bytes(const rt_engine *e, size_t bytes)
+{
+    const size_t fewest = bytes / rt_tokenizer_token_bytes(e->tokenizer);
+    if (fewest >= (size_t)e->config.max_positions)
+        return RT_FAIL(
+            RT_ERR_LIMIT,
+            "prompt: %zu bytes are at least %zu tokens, beyond the model's context of %d", bytes,
+            fewest, e->config.max_positions);
+    return RT_OK;
+}
+
 static rt_status encode_prompt(const rt_engine *e, const rt_request *r, rt_ids *out)
 {
     if (r->prompt_ids)
@@ -19,6 +31,7 @@ static rt_status encode_prompt(const rt_engine *e, const rt_request *r, rt_ids *
     if (!e->tokenizer)
         return RT_FAIL(RT_ERR_IO, "%s/tokenizer.json: not found; it is needed to read text",
                        e->options.model_dir);
+    RT_TRY(check_bytes(e, r->prompt_len));
     const rt_special special = r->parse_special ? RT_SPECIAL_PARSE : RT_SPECIAL_TEXT;
     if (r->chat)
         return rt_chat_encode(e->tokenizer, r->system, r->prompt, r->prompt_len, special, out);

@@ -76,6 +76,25 @@ int rt_tokenizer_id(const rt_tokenizer *tok, const char *text)
     return rt_tok_vocab_text(&tok->vocab, text, len);
 }
 
+size_t rt_tokenizer_token_bytes(const rt_tokenizer *tok)
+{
+    enum { NFC_SHRINKS = 3 }; // the Kelvin sign becomes a K, three jamo a syllable
+    size_t most = 1;
+    for (size_t i = 0; i < tok->n_stages; i++)
+        if (tok->stages[i].removed)
+            return SIZE_MAX;
+    for (size_t i = 0; i < tok->vocab.size; i++)
+        if (tok->vocab.entries[i].len > most)
+            most = tok->vocab.entries[i].len;
+    for (size_t i = 0; i < tok->n_added; i++) {
+        if (tok->added[i].lstrip || tok->added[i].rstrip)
+            return SIZE_MAX;
+        if (tok->added[i].len > most)
+            most = tok->added[i].len;
+    }
+    return tok->nfc ? NFC_SHRINKS * most : most;
+}
+
 // Checks the UTF-8 of the whole text, and whether rt_tok_proxy has work in it.
 static rt_status scan_text(const char *text, size_t len, bool *proxies)
 {

@@ -29,6 +29,9 @@ void rt_tokenizer_close(rt_tokenizer *tok);
 
 // Highest id + 1, over the vocabulary and the added tokens.
 int rt_tokenizer_size(const rt_tokenizer *tok);
+// The most bytes of text that one token can stand for; SIZE_MAX when this tokenizer
+// drops text without limit.
+size_t rt_tokenizer_token_bytes(const rt_tokenizer *tok);
 // Id of a token's literal text ("<|im_end|>"), or -1.
 int rt_tokenizer_id(const rt_tokenizer *tok, const char *text);
 
