@@ -95,6 +95,8 @@ rt_status kern_page_select(kern_dev *dev, const kern_page_select_args *args)
     if (args->kept) {
         RT_TRY(kern_check_batch(&check, batch, KERN_NEED_SEG_SLOT));
         RT_TRY(check_kept(&check, args->kept));
+        RT_TRY(kern_check_int(&check, "kept.lists", args->kept->lists, args->plan->lists,
+                              args->plan->lists));
     }
     return dev->ops->page_select(dev, args);
 }
@@ -109,8 +111,7 @@ rt_status kern_page_mass(kern_dev *dev, const kern_page_mass_args *args)
                                 KERN_NEED_SEG_MASS));
     if (batch->rows == 0 || batch->mass_segs == 0)
         return RT_OK;
-    KERN_TRY_INT(&check, args, kv_heads, 1, INT_MAX);
-    KERN_TRY_INT(&check, args, heads, 1, INT_MAX);
+    RT_TRY(kern_check_heads(&check, args->heads, args->kv_heads, 2));
     KERN_TRY_INT(&check, args, score_lists, 1, INT_MAX);
     const int local = args->score_lists == 1 ? 1 : args->kv_heads;
     KERN_TRY_INT(&check, args, list0, 0, args->score_lists - local);

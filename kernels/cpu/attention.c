@@ -263,6 +263,8 @@ rt_status kern_cpu_attn_prefix(kern_dev *dev, const kern_attn_prefix_args *args)
     RT_TRY(kern_cpu_scratch_check("kern_attn_prefix", scratch_floats(dim)));
     RT_TRY(plan_check_rows("kern_attn_prefix", args->batch, args->plan));
     RT_TRY(plan_check_prefixes("kern_attn_prefix", args->batch, args->plan, args->batch->segs));
+    if (args->page_lse)
+        RT_TRY(plan_check_mass("kern_attn_prefix", args->batch));
     clear_page_lse(args);
     const size_t tiles = tiles_of_batch(&run);
     if (tiles == 0)

@@ -67,6 +67,7 @@ static void mass_list(void *ctx, size_t item, int thread)
 rt_status kern_cpu_page_mass(kern_dev *dev, const kern_page_mass_args *args)
 {
     kern_page_mass_args ctx = *args;
+    RT_TRY(plan_check_mass("kern_page_mass", args->batch));
     const size_t items = (size_t)args->batch->segs * (size_t)args->score_lists;
     rt_pool_run(dev->pool, items, mass_list, &ctx);
     return RT_OK;

@@ -48,6 +48,22 @@ rt_status plan_check_sparse(const char *op, const kern_batch *batch, const kern_
     return RT_OK;
 }
 
+rt_status plan_check_mass(const char *op, const kern_batch *batch)
+{
+    for (int seg = 0; seg < batch->segs; seg++) {
+        const int number = kern_ci32(batch->seg_mass)[seg];
+        const int last = kern_ci32(batch->seg_row0)[seg + 1] - 1;
+        if (number < -1 || number >= batch->mass_segs)
+            return RT_FAIL(RT_ERR_INVALID, "%s: batch.seg_mass: segment %d has %d of %d", op, seg,
+                           number, batch->mass_segs);
+        if (number >= 0 && last >= 0 &&
+            plan_pages(batch, plan_prefix(batch, last)) > batch->max_pages)
+            return RT_FAIL(RT_ERR_LIMIT, "%s: segment %d: the prefix exceeds %d pages", op, seg,
+                           batch->max_pages);
+    }
+    return RT_OK;
+}
+
 // ---- locality ------------------------------------------------------------------
 
 // Sum of (x - prev)^2; prev becomes x. Sixteen running sums, so that the order of

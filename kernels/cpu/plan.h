@@ -77,4 +77,8 @@ rt_status plan_check_prefixes(const char *op, const kern_batch *batch, const ker
 // Both, and that the active rows of sparse segments fit the plan.
 rt_status plan_check_sparse(const char *op, const kern_batch *batch, const kern_plan *plan);
 
+// The segments that measure are numbered [0, mass_segs), and the prefixes of their rows
+// fit the page table.
+rt_status plan_check_mass(const char *op, const kern_batch *batch);
+
 #endif

@@ -125,6 +125,21 @@ static void select_list(void *ctx, size_t item, int thread)
             out[(*out_count)++] = g;
 }
 
+// The request of a segment has a row in the kept lists.
+static rt_status check_kept(const char *op, const kern_batch *batch, const kern_kept_lists *kept,
+                            int seg)
+{
+    const size_t lists = (size_t)kept->lists, cap = (size_t)kept->cap;
+    const size_t by_count = kern_buf_count(kept->count) / lists;
+    const size_t by_pages = kern_buf_count(kept->pages) / lists / cap;
+    const size_t slots = by_count < by_pages ? by_count : by_pages;
+    const int slot = kern_ci32(batch->seg_slot)[seg];
+    if (slot >= 0 && (size_t)slot < slots)
+        return RT_OK;
+    return RT_FAIL(RT_ERR_INVALID, "%s: batch.seg_slot: segment %d has %d, kept lists %zu", op, seg,
+                   slot, slots);
+}
+
 static rt_status check_choices(const kern_page_select_args *args)
 {
     const kern_batch *batch = args->batch;
@@ -137,6 +152,8 @@ static rt_status check_choices(const kern_page_select_args *args)
                            seg, batch->scan_segs, choice.top);
         if (choice.kept && !args->kept)
             return RT_FAIL(RT_ERR_INVALID, "kern_page_select: kept is NULL");
+        if (choice.kept)
+            RT_TRY(check_kept("kern_page_select", batch, args->kept, seg));
     }
     return RT_OK;
 }
@@ -199,6 +216,10 @@ rt_status kern_cpu_mass_select(kern_dev *dev, const kern_mass_select_args *args)
 {
     const size_t width = (size_t)args->batch->max_pages;
     RT_TRY(kern_cpu_scratch_check("kern_mass_select", (width + 3) / 4));
+    RT_TRY(plan_check_mass("kern_mass_select", args->batch));
+    for (int seg = 0; seg < args->batch->segs; seg++)
+        if (kern_ci32(args->batch->seg_mass)[seg] >= 0)
+            RT_TRY(check_kept("kern_mass_select", args->batch, args->kept, seg));
     mass_run run = {dev, args};
     const size_t lists = (size_t)args->batch->segs * (size_t)args->kept->lists;
     kern_cpu_run(dev, lists, lists * width, keep_list, &run);

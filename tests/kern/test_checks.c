@@ -417,6 +417,121 @@ static void test_plan_arguments(void **state)
     BAD_INT(kern_plan_checksum, sum, batch, NULL);
 }
 
+// Segment 0 measures and has the slot and number 0 there is; i32 holds zeros.
+static void test_mass_arguments(void **state)
+{
+    fixture *f = *state;
+    const kern_batch before = f->batch;
+    f->batch.mass_segs = 1;
+    f->batch.seg_slot = f->batch.seg_mass = f->i32;
+    kern_page_mass_args mass = {.page_lse = f->f32,
+                                .lse = f->f32,
+                                .batch = &f->batch,
+                                .heads = 4,
+                                .kv_heads = 2,
+                                .score_lists = 3,
+                                .mass = f->f32};
+    BAD_BUF(kern_page_mass, mass, page_lse);
+    BAD_BUF(kern_page_mass, mass, lse);
+    BAD_BUF(kern_page_mass, mass, mass);
+    BAD_INT(kern_page_mass, mass, heads, 3);
+    BAD_INT(kern_page_mass, mass, kv_heads, 0);
+    BAD_INT(kern_page_mass, mass, score_lists, 0);
+    BAD_INT(kern_page_mass, mass, list0, 2);
+    BAD_INT(kern_page_mass, mass, batch, NULL);
+    BAD_BATCH(kern_page_mass, mass, mass_segs, 3);
+    BAD_BATCH(kern_page_mass, mass, kv_slot, NULL);
+    BAD_BATCH(kern_page_mass, mass, seg_mass, f->small_i32);
+
+    const kern_kept_lists kept = {f->i32, f->i32, 1, 2};
+    kern_mass_select_args select = {
+        .mass = f->f32, .batch = &f->batch, .score_lists = 2, .top = 2, .kept = &kept};
+    BAD_BUF(kern_mass_select, select, mass);
+    BAD_INT(kern_mass_select, select, top, 0);
+    BAD_INT(kern_mass_select, select, score_lists, 0);
+    BAD_INT(kern_mass_select, select, list0, 2);
+    BAD_INT(kern_mass_select, select, kept, NULL);
+    BAD_BATCH(kern_mass_select, select, seg_slot, NULL);
+    BAD_BATCH(kern_mass_select, select, seg_mass, NULL);
+    f->batch = before;
+}
+
+static void test_kept_lists(void **state)
+{
+    fixture *f = *state;
+    const kern_batch before = f->batch;
+    f->batch.mass_segs = 1;
+    f->batch.seg_slot = f->batch.seg_mass = f->i32;
+    const kern_kept_lists good = {f->i32, f->i32, 1, 2};
+    const struct {
+        const char *field;
+        kern_kept_lists lists;
+    } table[] = {
+        {"kept.pages", {NULL, f->i32, 1, 2}},   {"kept.pages", {f->small_i32, f->i32, 1, 2}},
+        {"kept.count", {f->i32, f->f32, 1, 2}}, {"kept.lists", {f->i32, f->i32, 0, 2}},
+        {"kept.cap", {f->i32, f->i32, 1, 0}},
+    };
+    kern_mass_select_args mass = {
+        .mass = f->f32, .batch = &f->batch, .score_lists = 1, .top = 2, .kept = &good};
+    kern_page_select_args select = {
+        .score = f->f32, .batch = &f->batch, .score_lists = 1, .kept = &good, .plan = &f->plan};
+    for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
+        select.choice[kind] = (kern_page_choice){2, true};
+    KT_OK(kern_page_select(f->dev, &select));
+    for (size_t i = 0; i < KT_COUNT(table); i++) {
+        BAD(kern_mass_select, mass, table[i].field, a.kept = &table[i].lists);
+        BAD(kern_page_select, select, table[i].field, a.kept = &table[i].lists);
+    }
+    // A list holds what it may take, one for every list of the plan.
+    const kern_kept_lists narrow = {f->i32, f->i32, 1, 1}, two = {f->i32, f->i32, 2, 2};
+    BAD(kern_mass_select, mass, "kept.cap", a.kept = &narrow);
+    BAD(kern_page_select, select, "kept.lists", a.kept = &two);
+    BAD(kern_page_select, select, "kept", a.kept = NULL);
+    // Who scans leads, and has pages to take.
+    BAD(kern_page_select, select, "choice", a.choice[0].top = 0);
+    f->batch.scan_segs = 0;
+    BAD(kern_page_select, select, "choice", a.score = NULL);
+    f->batch = before;
+}
+
+// Numbers in device arrays are looked at where a bad one would lead outside a buffer.
+static void test_wild_segments(void **state)
+{
+    fixture *f = *state;
+    const kern_batch before = f->batch;
+    const int32_t wild[] = {1, -1}, negative[] = {-2, -1}, far[] = {2048, 0};
+    kern_buf *number = make(f->dev, KERN_I32, 2), *slot = make(f->dev, KERN_I32, 2);
+    f->batch.mass_segs = 1;
+    f->batch.seg_mass = number;
+    f->batch.seg_slot = slot;
+    const kern_kept_lists kept = {f->i32, f->i32, 1, 2};
+    kern_mass_select_args mass = {
+        .mass = f->f32, .batch = &f->batch, .score_lists = 1, .top = 2, .kept = &kept};
+    kern_page_mass_args sum = {.page_lse = f->f32,
+                               .lse = f->f32,
+                               .batch = &f->batch,
+                               .heads = 4,
+                               .kv_heads = 2,
+                               .score_lists = 1,
+                               .mass = f->f32};
+    kern_page_select_args select = {
+        .score = f->f32, .batch = &f->batch, .score_lists = 1, .kept = &kept, .plan = &f->plan};
+    for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
+        select.choice[kind] = (kern_page_choice){2, true};
+    KT_OK(kern_write(number, 0, wild, 2));
+    BAD(kern_page_mass, sum, "seg_mass", (void)a);
+    BAD(kern_mass_select, mass, "seg_mass", (void)a);
+    KT_OK(kern_write(number, 0, negative, 2));
+    BAD(kern_page_mass, sum, "seg_mass", (void)a);
+    KT_OK(kern_write(number, 0, (const int32_t[]){0, -1}, 2));
+    KT_OK(kern_write(slot, 0, far, 2));
+    BAD(kern_mass_select, mass, "seg_slot", (void)a);
+    BAD(kern_page_select, select, "seg_slot", (void)a);
+    kern_buf_free(number);
+    kern_buf_free(slot);
+    f->batch = before;
+}
+
 static void test_attention_arguments(void **state)
 {
     fixture *f = *state;
@@ -437,6 +552,15 @@ static void test_attention_arguments(void **state)
     BAD_INT(kern_attn_prefix, prefix, heads, 3);
     BAD_PLAN(kern_attn_prefix, prefix, act_rows, NULL);
     BAD_BATCH(kern_attn_prefix, prefix, pos, NULL);
+    prefix.page_lse = f->f32; // may be NULL; then nothing more is asked for
+    const kern_batch before = f->batch;
+    f->batch.mass_segs = 1;
+    f->batch.seg_mass = f->i32;
+    BAD(kern_attn_prefix, prefix, "page_lse", a.page_lse = f->small);
+    BAD(kern_attn_prefix, prefix, "page_lse", a.page_lse = f->i32);
+    BAD_BATCH(kern_attn_prefix, prefix, seg_mass, NULL);
+    BAD_BATCH(kern_attn_prefix, prefix, kv_slot, NULL);
+    f->batch = before;
 
     kern_attn_merge_args merge = {.qkv = f->f32,
                                   .batch = &f->batch,
@@ -561,6 +685,8 @@ static void test_no_rows_is_fine(void **state)
     KT_OK(kern_active(f->dev, &(kern_active_args){.batch = &batch}));
     KT_OK(kern_page_score(f->dev, &(kern_page_score_args){.batch = &batch}));
     KT_OK(kern_page_select(f->dev, &(kern_page_select_args){.batch = &batch}));
+    KT_OK(kern_page_mass(f->dev, &(kern_page_mass_args){.batch = &batch}));
+    KT_OK(kern_mass_select(f->dev, &(kern_mass_select_args){.batch = &batch}));
     KT_OK(kern_plan_count(f->dev, &(kern_plan_count_args){.batch = &batch}));
     KT_OK(kern_attn_prefix(f->dev, &(kern_attn_prefix_args){.batch = &batch}));
     KT_OK(kern_attn_merge(f->dev, &(kern_attn_merge_args){.batch = &batch}));
@@ -581,6 +707,9 @@ int main(void)
         cmocka_unit_test(test_rope_arguments),
         cmocka_unit_test(test_kv_and_locality_arguments),
         cmocka_unit_test(test_plan_arguments),
+        cmocka_unit_test(test_mass_arguments),
+        cmocka_unit_test(test_kept_lists),
+        cmocka_unit_test(test_wild_segments),
         cmocka_unit_test(test_attention_arguments),
         cmocka_unit_test(test_vocab_arguments),
         cmocka_unit_test(test_no_rows_is_fine),
