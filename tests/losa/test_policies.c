@@ -5,7 +5,7 @@
 // or end inside one.
 #include "tests/losa/reference.h"
 
-enum { ROUNDS = 10 };
+enum { ROUNDS = 12 };
 
 static int pick(kt_rng *rng, const int *from, int count)
 {
@@ -54,10 +54,10 @@ static st_setup random_setup(const char *policy, int round, kt_rng *rng)
     s.config = losa_config_default();
     s.config.policy = losa_policy_find(policy);
     s.config.page = s.shape.page;
-    s.config.budget = PICK(rng, 1, 40, 100, 200);
-    s.config.scan_budget = PICK(rng, 1, 40, 80);
-    s.config.first_sparse = kt_int(rng, 0, 1);
-    s.config.commit_scan = kt_int(rng, 0, 1);
+    s.config.budget = PICK(rng, 1, 2, 3, 5) * s.shape.page - 3;
+    s.config.scan_budget = PICK(rng, 1, 3, 4) * s.shape.page;
+    s.config.first_sparse = round % 3 != 0;
+    s.config.commit_scan = round % 3 == 1;
     s.config.dense_layers = kt_int(rng, 0, 3) == 0;
     s.config.scope = kt_int(rng, 0, 1) ? LOSA_SCOPE_SHARED : LOSA_SCOPE_HEAD;
     s.config.locality = kt_int(rng, 0, 1) ? LOSA_LOCALITY_QUERY : LOSA_LOCALITY_HIDDEN;
