@@ -189,20 +189,30 @@ static void add_reading(rt_reading *r, const int64_t *count, uint32_t kind, int 
     r->rows_later += (uint64_t)rows;
 }
 
+// Whether a segment takes part in choosing pages, now or for later steps.
+static bool exchanges(const rt_batch_args *args, int i)
+{
+    return i < args->sparse ||
+           losa_reading_of(args->attention, (int)args->segments[i]->kind).measures;
+}
+
 // Books what the forward read; prefill is not part of a request's reading.
 static rt_status account(rt_engine *e, const rt_batch_args *args, uint64_t bytes)
 {
     if (args->count == 0)
         return RT_OK;
     RT_TRY(kern_read(losa_counts(e->attention), 0, e->counts, (size_t)args->count * KERN_COUNT_N));
+    int sharers = 0;
+    for (int i = 0; i < args->count; i++)
+        sharers += exchanges(args, i);
     for (int i = 0; i < args->count; i++) {
         const Pb__Segment *s = args->segments[i];
         rt_reading *r = &e->slots[s->slot].reading;
         if (s->kind != KERN_SEG_PREFILL)
             add_reading(r, e->counts + (ptrdiff_t)i * KERN_COUNT_N, s->kind,
                         (int)s->count * e->config.layers);
-        if (i < args->sparse)
-            r->exchange_bytes += bytes / (uint64_t)args->sparse;
+        if (exchanges(args, i))
+            r->exchange_bytes += bytes / (uint64_t)sharers;
     }
     return RT_OK;
 }
