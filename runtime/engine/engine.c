@@ -189,6 +189,32 @@ static rt_status open_tokenizer(rt_engine *e)
     return rt_file_exists(path) ? rt_tokenizer_open(path, &e->tokenizer) : RT_OK;
 }
 
+// Rank 0. In scope `head` the lists of a trace are those of this rank's KV heads.
+static rt_status open_trace(rt_engine *e)
+{
+    const losa_config *attention = &e->options.attention;
+    if (!e->options.trace_plans)
+        return RT_OK;
+    Pb__TraceHead head = PB__TRACE_HEAD__INIT;
+    head.architecture = e->config.architecture;
+    head.layers = (uint32_t)e->config.layers;
+    head.heads = (uint32_t)e->config.heads;
+    head.kv_heads = (uint32_t)e->config.kv_heads;
+    head.head_dim = (uint32_t)e->config.head_dim;
+    head.block = (uint32_t)e->config.block_length;
+    head.page = (uint32_t)attention->page;
+    head.policy = (char *)(uintptr_t)attention->policy->name;
+    head.scope = (char *)(uintptr_t)(attention->scope == LOSA_SCOPE_SHARED ? "shared" : "head");
+    RT_TRY(rt_trace_open(e->options.trace_plans, &head, &e->trace));
+    return losa_observe(e->attention, rt_trace_layer, e->trace);
+}
+
+static rt_status open_root(rt_engine *e)
+{
+    RT_TRY(open_tokenizer(e));
+    return open_trace(e);
+}
+
 static rt_status open_state(rt_engine *e)
 {
     const size_t sessions = (size_t)e->options.max_sessions;
@@ -203,7 +229,7 @@ static rt_status open_state(rt_engine *e)
     RT_TRY(rt_batch_open(e->dev, max_rows(e), max_segs(e), pages, &e->batch));
     RT_TRY(open_attention(e, pages));
     RT_TRY(open_denoise(e));
-    return rt_engine_is_root(e) ? open_tokenizer(e) : RT_OK;
+    return rt_engine_is_root(e) ? open_root(e) : RT_OK;
 }
 
 static rt_status open_all(rt_engine *e, const rt_engine_options *options)
@@ -230,6 +256,7 @@ static void free_all(rt_engine *e)
     rt_free(e->counts);
     rt_free(e->results);
     rt_tokenizer_close(e->tokenizer);
+    rt_trace_close(e->trace);
     kern_buf_free(e->gathered);
     kern_buf_free(e->logits_index);
     rt_denoise_close(e->denoise);
@@ -269,6 +296,12 @@ void rt_engine_close(rt_engine *e)
             rt_log(RT_LOG_ERROR, "closing the engine: %s", rt_last_error());
     }
     free_all(e);
+}
+
+rt_status rt_engine_end_trace(rt_engine *e)
+{
+    RT_CHECK_ARG(rt_engine_is_root(e));
+    return e->trace ? rt_trace_end(e->trace) : RT_OK;
 }
 
 rt_status rt_engine_worker(rt_engine *e)

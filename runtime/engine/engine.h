@@ -33,6 +33,7 @@ typedef struct rt_engine_options {
     bool separate_commit; // a forward of its own for each finished block's K,V
     bool allow_nonfinite; // load weights that hold NaN or infinity
     losa_config attention;
+    const char *trace_plans; // file for every mask and page list, written by rank 0; NULL: none
 } rt_engine_options;
 rt_engine_options rt_engine_options_default(void);
 
@@ -133,6 +134,9 @@ void rt_engine_cancel(rt_engine *e, rt_session_id id);
 // Rank 0: admits what fits, runs one forward, delivers what it finished.
 // *busy: sessions are left.
 rt_status rt_engine_step(rt_engine *e, bool *busy);
+// Rank 0, at the end: completes the file of trace_plans. The first failure of writing it;
+// RT_OK without a trace.
+rt_status rt_engine_end_trace(rt_engine *e);
 // Ranks above 0: takes part in rank 0's steps until rank 0 closes the engine.
 rt_status rt_engine_worker(rt_engine *e);
 

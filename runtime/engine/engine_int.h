@@ -6,6 +6,7 @@
 //   scheduler.c  rank 0: the queue, one step, what follows from it
 //   session.c    rank 0: text, stops, results of one request
 //   logits.c     rank 0: the logits of a prefill
+//   trace.c      rank 0: the file of page plans
 #ifndef RUNTIME_ENGINE_ENGINE_INT_H
 #define RUNTIME_ENGINE_ENGINE_INT_H
 
@@ -15,6 +16,7 @@
 #include "runtime/engine/kvcache.h"
 #include "runtime/engine/session.h"
 #include "runtime/engine/slot.h"
+#include "runtime/engine/trace.h"
 #include "runtime/model/model.h"
 #include "runtime/text/tokenizer.h"
 
@@ -40,6 +42,7 @@ struct rt_engine {
 
     // Rank 0 only.
     rt_tokenizer *tokenizer;
+    rt_trace *trace; // NULL: none
     rt_session *sessions;      // list in order of submission
     rt_session **sessions_end; // where the next one goes
     rt_session **running;      // [max_sessions], by slot; NULL: the slot is free

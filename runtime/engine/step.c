@@ -257,6 +257,8 @@ static rt_status run_forward(rt_engine *e, const Pb__Step *step)
     open_blocks(e, &args);
     RT_TRY(rt_batch_build(&e->batch, &args));
     RT_TRY(losa_begin(e->attention, args.count));
+    if (e->trace)
+        rt_trace_forward(e->trace, step->sequence, &args);
     RT_TRY(rt_model_forward(e->model, &e->batch.kern, e->attention, e->kv.kv));
     if (step->logits)
         RT_TRY(rt_logits_gather(e, e->batch.kern.rows));
