@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // losa report: the statistics of several runs side by side, and whether they gave the
-// same answer. Its input is what `losa generate --stats-file` wrote.
+// same answer. Its input is what `losa generate --stats-file` wrote, for one prompt or several.
 #include "launcher/app.h"
 #include "launcher/report.h"
 
+#include "runtime/base/file.h"
 #include "runtime/base/mem.h"
 
 #include <stdio.h>
@@ -28,57 +29,105 @@ static rt_status check(void *target)
     return RT_OK;
 }
 
-// "out/losa.json" -> "losa".
-static void title_of(const char *path, char *out)
+// "out/losa.json" -> "losa"; "losa#2" for the second of several results.
+static json_t *title_of(const char *path, size_t index, size_t count)
 {
+    char title[TITLE_MAX];
     const char *slash = strrchr(path, '/');
-    snprintf(out, TITLE_MAX, "%s", slash ? slash + 1 : path);
-    char *dot = strrchr(out, '.');
-    if (dot && dot != out)
+    snprintf(title, sizeof title, "%s", slash ? slash + 1 : path);
+    char *dot = strrchr(title, '.');
+    if (dot && dot != title)
         *dot = '\0';
+    return count > 1 ? json_sprintf("%s#%zu", title, index + 1) : json_string(title);
 }
 
-static rt_status load(const char *path, json_t **out)
+// One object a line.
+static rt_status parse_lines(const char *text, const char *path, json_t *objects)
+{
+    for (const char *line = text; *line;) {
+        const size_t len = strcspn(line, "\n");
+        json_t *object;
+        RT_TRY(rt_json_parse(line, len, path, &object));
+        if (json_array_append_new(objects, object) != 0)
+            return RT_FAIL(RT_ERR_NOMEM, "%s: no memory", path);
+        line += len + (line[len] == '\n');
+    }
+    return RT_OK;
+}
+
+// A file of one object, however it is laid out, or of one a line.
+static rt_status parse(const char *text, size_t len, const char *path, json_t *objects)
 {
     json_t *object;
-    RT_TRY(rt_json_load(path, FILE_MAX_BYTES, &object));
-    if (json_is_object(json_object_get(object, "stats"))) {
-        *out = object;
-        return RT_OK;
-    }
-    json_decref(object);
-    return RT_FAIL(RT_ERR_FORMAT, "%s: not an object of 'losa generate --stats-file'", path);
+    if (rt_json_parse(text, len, path, &object) != RT_OK)
+        return parse_lines(text, path, objects);
+    if (json_array_append_new(objects, object) != 0)
+        return RT_FAIL(RT_ERR_NOMEM, "%s: no memory", path);
+    return RT_OK;
 }
 
-static rt_status print(const app_list *files, json_t **results, char (*text)[TITLE_MAX],
-                       const char **titles)
+static rt_status load(const char *path, json_t *objects)
 {
-    for (size_t i = 0; i < files->len; i++) {
-        RT_TRY(load(files->items[i], &results[i]));
-        title_of(files->items[i], text[i]);
-        titles[i] = text[i];
+    char *text;
+    size_t len;
+    RT_TRY(rt_file_read(path, FILE_MAX_BYTES, &text, &len));
+    rt_status status = parse(text, len, path, objects);
+    rt_free(text);
+    if (status == RT_OK && json_array_size(objects) == 0)
+        status = RT_FAIL(RT_ERR_FORMAT, "%s: empty", path);
+    for (size_t i = 0; i < json_array_size(objects) && status == RT_OK; i++)
+        if (!json_is_object(json_object_get(json_array_get(objects, i), "stats")))
+            status =
+                RT_FAIL(RT_ERR_FORMAT, "%s: not an object of 'losa generate --stats-file'", path);
+    return status;
+}
+
+// Appends the file's results and their titles.
+static rt_status add_file(const char *path, json_t *results, json_t *titles)
+{
+    json_t *objects = json_array();
+    rt_status status = load(path, objects);
+    const size_t count = json_array_size(objects);
+    for (size_t i = 0; i < count && status == RT_OK; i++)
+        if (json_array_append_new(titles, title_of(path, i, count)) != 0)
+            status = RT_FAIL(RT_ERR_NOMEM, "%s: no memory", path);
+    if (status == RT_OK && json_array_extend(results, objects) != 0)
+        status = RT_FAIL(RT_ERR_NOMEM, "%s: no memory", path);
+    json_decref(objects);
+    return status;
+}
+
+static rt_status print(const json_t *results, const json_t *titles)
+{
+    const size_t count = json_array_size(results);
+    json_t **items = NULL;
+    const char **names = NULL;
+    rt_status status;
+    RT_TRY_GOTO(status, RT_ALLOC(items, count, "results"), free_items);
+    RT_TRY_GOTO(status, RT_ALLOC(names, count, "titles"), free_items);
+    for (size_t i = 0; i < count; i++) {
+        items[i] = json_array_get(results, i);
+        names[i] = json_string_value(json_array_get(titles, i));
     }
-    return app_report_compare(stdout, results, titles, files->len);
+    status = app_report_compare(stdout, items, names, count);
+free_items:
+    rt_free(items);
+    rt_free(names);
+    return status;
 }
 
 static rt_status run(comm *c, void *target)
 {
     (void)c;
     const app_list *files = &((const report_args *)target)->common.operands;
-    json_t **results = NULL;
-    char(*text)[TITLE_MAX] = NULL;
-    const char **titles = NULL;
-    rt_status status;
-    RT_TRY_GOTO(status, RT_ALLOC(results, files->len, "results"), done);
-    RT_TRY_GOTO(status, RT_ALLOC(text, files->len, "titles"), done);
-    RT_TRY_GOTO(status, RT_ALLOC(titles, files->len, "titles"), done);
-    status = print(files, results, text, titles);
-done:
-    for (size_t i = 0; results && i < files->len; i++)
-        json_decref(results[i]);
-    rt_free(results);
-    rt_free(text);
-    rt_free(titles);
+    json_t *results = json_array(), *titles = json_array();
+    rt_status status = RT_OK;
+    for (size_t i = 0; i < files->len && status == RT_OK; i++)
+        status = add_file(files->items[i], results, titles);
+    if (status == RT_OK)
+        status = print(results, titles);
+    json_decref(results);
+    json_decref(titles);
     return status;
 }
 
@@ -87,7 +136,8 @@ const app_command app_cmd_report = {
     .summary = "statistics of several runs side by side",
     .usage = "FILE...",
     .notes = "FILE is what 'losa generate --stats-file FILE' wrote; its name becomes the heading.\n"
-             "The answers are compared with the first one.\n",
+             "Of several prompts each has a column. An answer is compared with the first one to\n"
+             "the same prompt.\n",
     .args_size = sizeof(report_args),
     .operands = true,
     .local = true,

@@ -108,17 +108,39 @@ static rt_status write_failed(const char *path)
                    strcmp(path, "-") == 0 ? "standard output" : path, strerror(errno));
 }
 
+static bool write_line(const json_t *value, FILE *file)
+{
+    const size_t flags = JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(DIGITS);
+    return json_dumpf(value, file, flags) == 0 && fputc('\n', file) != EOF;
+}
+
+static FILE *open_output(const char *path)
+{
+    errno = 0;
+    return strcmp(path, "-") == 0 ? stdout : fopen(path, "w");
+}
+
+static bool close_output(FILE *file)
+{
+    return (file == stdout ? fflush(file) : fclose(file)) == 0;
+}
+
 rt_status app_report_write(const json_t *value, const char *path)
 {
-    const bool standard = strcmp(path, "-") == 0;
-    FILE *file = standard ? stdout : fopen(path, "w");
-    if (!file)
-        return write_failed(path);
-    const size_t flags = JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(DIGITS);
-    errno = 0;
-    bool failed = json_dumpf(value, file, flags) != 0 || fputc('\n', file) == EOF;
-    failed |= (standard ? fflush(file) : fclose(file)) != 0;
-    return failed ? write_failed(path) : RT_OK;
+    FILE *file = open_output(path);
+    const bool written = file && write_line(value, file);
+    const bool closed = file && close_output(file);
+    return written && closed ? RT_OK : write_failed(path);
+}
+
+rt_status app_report_write_lines(json_t *const *values, size_t count, const char *path)
+{
+    FILE *file = open_output(path);
+    bool written = file != NULL;
+    for (size_t i = 0; i < count && written; i++)
+        written = write_line(values[i], file);
+    const bool closed = file && close_output(file);
+    return written && closed ? RT_OK : write_failed(path);
 }
 
 rt_status app_report_table(FILE *to, const char *const *cells, size_t rows, size_t columns)
@@ -161,6 +183,21 @@ typedef struct grid {
     size_t rows, columns;
 } grid;
 
+// The first result of the prompt that result `index` is of; runs of a single prompt
+// do not say which it was.
+static size_t first_of_prompt(json_t *const *results, size_t index)
+{
+    const json_t *prompt = json_object_get(results[index], "prompt");
+    size_t i = 0;
+    while (i < index) {
+        const json_t *other = json_object_get(results[i], "prompt");
+        if (prompt ? json_equal(prompt, other) : !other)
+            return i;
+        i++;
+    }
+    return index;
+}
+
 static void fill_column(grid *g, size_t column, json_t *const *results, const char *title)
 {
     const json_t *result = results[column - 1];
@@ -177,9 +214,10 @@ static void fill_column(grid *g, size_t column, json_t *const *results, const ch
     }
     row++;
     g->cells[row * g->columns] = "same answer";
+    const size_t first = first_of_prompt(results, column - 1);
     const bool same =
-        json_equal(json_object_get(results[0], "text"), json_object_get(result, "text"));
-    g->cells[row * g->columns + column] = column == 1 ? "" : same ? "yes" : "no";
+        json_equal(json_object_get(results[first], "text"), json_object_get(result, "text"));
+    g->cells[row * g->columns + column] = first == column - 1 ? "" : same ? "yes" : "no";
     g->rows = row + 1;
 }
 
