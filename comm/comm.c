@@ -5,6 +5,7 @@
 #include "comm/comm.h"
 
 #include "comm/comm_int.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/mem.h"
 
 #include <math.h>
@@ -50,8 +51,17 @@ rt_status comm_timeout(const comm *c)
                    c->operation, (unsigned long long)c->number, c->limit);
 }
 
+// The process is about to go. What the main thread would still find out and say, such as
+// an input that was cut off, follows from what the heart has said already.
+static void stay_if_ended(const comm *c)
+{
+    while (c->ended)
+        rt_clock_sleep(1.0);
+}
+
 static rt_status begin(comm *c, const char *operation)
 {
+    stay_if_ended(c);
     if (c->broken != RT_OK)
         return RT_FAIL(c->broken, "%s", c->cause);
     c->operation = operation;
@@ -136,6 +146,7 @@ void comm_close(comm *c)
 {
     if (!c)
         return;
+    stay_if_ended(c);
     c->operation = "close";
     c->number++;
     c->limit = c->deadline;

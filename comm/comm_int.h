@@ -50,6 +50,7 @@ struct comm {
     double limit;            // seconds it may wait; INFINITY: as long as the others live
 
     _Atomic(comm_signal_fn *) caught; // see comm_watch_signal
+    atomic_bool ended;                // the heart ends the job: the main thread takes part no more
 
     rt_status broken; // RT_OK, or what every call returns from now on
     char cause[COMM_CAUSE_MAX];

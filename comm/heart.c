@@ -25,9 +25,11 @@ static const double TICK_SECONDS = 0.25; // between two looks
 static const double BEAT_SECONDS = 1.0;
 static const double SILENCE_SECONDS = 5.0; // of the rank before, then it is dead or stopped
 static const double STALL_SECONDS = 2.0;   // between two looks: this rank was stopped itself
+// After that, mpirun may have continued it only to end the job, and others go first.
+static const double EXCUSE_SECONDS = 1.5;
 // A rank that was asked to end has this long to do so in order. mpirun, which asks all
 // of them, kills after about one second: who goes down with the job is not news.
-static const double SIGNAL_SECONDS = 3.0, FAREWELL_SECONDS = 0.3;
+static const double SIGNAL_SECONDS = 2.0, FAREWELL_SECONDS = 0.3;
 static const double SEND_SECONDS = 1.0; // to hand over the goodbye
 
 enum { TAG = 1, BEAT = 1, GOODBYE = 2, EXIT_SIGNAL = 128 };
@@ -43,6 +45,7 @@ struct comm_heart {
     int word;               // what is being sent
     double beaten, heard;   // last beat sent; last sign of life of the rank before
     double woken, signaled; // last look; when a signal was first seen, or 0
+    double excused;         // until then nobody is judged
     bool parted;            // the rank before said goodbye
 };
 
@@ -113,7 +116,8 @@ static void end_job(comm_heart *h, int status)
 
 static void report(comm_heart *h, const char *what)
 {
-    const comm *c = h->c;
+    comm *c = h->c;
+    c->ended = true;
     rt_log(RT_LOG_ERROR, "rank %d: rank %d %s; %s number %llu", c->rank, h->before, what,
            c->operation, (unsigned long long)c->number);
     end_job(h, EXIT_FAILURE);
@@ -128,6 +132,8 @@ static bool is_dead(const comm_heart *h)
 static void judge_before(comm_heart *h)
 {
     char text[64];
+    if (h->woken < h->excused)
+        return;
     if (is_dead(h)) {
         listen_before(h); // what it said before it went
         if (!h->parted && !(h->signaled > 0 && h->woken - h->signaled > FAREWELL_SECONDS))
@@ -142,12 +148,13 @@ static void judge_before(comm_heart *h)
 
 static void judge_signal(comm_heart *h)
 {
-    const comm *c = h->c;
+    comm *c = h->c;
     comm_signal_fn *caught = c->caught;
     const int number = caught ? caught() : 0;
     if (number && h->signaled == 0)
         h->signaled = h->woken;
     if (number && h->woken - h->signaled > SIGNAL_SECONDS) {
+        c->ended = true;
         rt_log(RT_LOG_ERROR, "rank %d: ended by signal %d; %s number %llu", c->rank, number,
                c->operation, (unsigned long long)c->number);
         end_job(h, EXIT_SIGNAL + number);
@@ -159,8 +166,9 @@ static void judge_signal(comm_heart *h)
 static void sleep_until_news(comm_heart *h)
 {
     struct pollfd wake[] = {
+        // -1: left out
         {.fd = h->event, .events = POLLIN},
-        {.fd = h->parted ? -1 : h->process, .events = POLLIN}, // -1: left out
+        {.fd = h->parted || h->woken < h->excused ? -1 : h->process, .events = POLLIN},
     };
     poll(wake, 2, (int)(1e3 * TICK_SECONDS));
     eventfd_t count;
@@ -173,8 +181,10 @@ static void look(comm_heart *h)
     const double now = rt_clock_now();
     const bool stalled = now - h->woken > STALL_SECONDS;
     h->woken = now;
-    if (stalled) // what others did meanwhile is still to be read
+    if (stalled) { // what others did meanwhile is still to be read
         h->heard = now;
+        h->excused = now + EXCUSE_SECONDS;
+    }
     listen_before(h);
     judge_signal(h);
     judge_before(h);
@@ -183,6 +193,7 @@ static void look(comm_heart *h)
 static void *live(void *arg)
 {
     comm_heart *h = arg;
+    pthread_setname_np(pthread_self(), "losa-heart");
     while (!h->ending) {
         look(h);
         beat(h);

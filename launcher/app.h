@@ -36,14 +36,17 @@ typedef struct app_command {
     rt_status (*run)(comm *c, void *args);
 } app_command;
 
-extern const app_command app_cmd_generate, app_cmd_info, app_cmd_logits, app_cmd_report,
-    app_cmd_tokenize;
+extern const app_command app_cmd_bench, app_cmd_generate, app_cmd_info, app_cmd_logits,
+    app_cmd_report, app_cmd_tokenize;
 
 // Signals. After app_catch_signals the first SIGINT or SIGTERM only leaves its
-// number in app_signal(); the second one of a kind ends the process. Calling it again
+// number in app_signal(); a second SIGINT ends the process. Calling it again
 // changes nothing.
 void app_catch_signals(void);
 int app_signal(void); // 0: none
+// Between the two calls SIGINT and SIGTERM wait.
+void app_hold_signals(void);
+void app_release_signals(void);
 
 // Ends the job after an error in the middle of a collective step, where the other
 // ranks may be waiting for this one: reports, then aborts the communicator.

@@ -18,7 +18,8 @@ enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_SIGNAL = 128 };
 #define ABANDON_GRACE 0.5 // seconds that rank 0 is given to report a common cause first
 
 static const app_command *const commands[] = {
-    &app_cmd_generate, &app_cmd_info, &app_cmd_logits, &app_cmd_tokenize, &app_cmd_report,
+    &app_cmd_generate, &app_cmd_info,   &app_cmd_logits,
+    &app_cmd_tokenize, &app_cmd_report, &app_cmd_bench,
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
@@ -120,9 +121,23 @@ static int run_local(const app_command *cmd, app_common *common)
     return finish_output(exit_status(status));
 }
 
+// Waits for all ranks before rank 0 says why it failed. When one is gone, mpirun cuts off
+// rank 0's standard input first and ends rank 0 then: what rank 0 finds wrong with its
+// input would hide the cause.
+static void report_failure(comm *c, bool speak)
+{
+    char message[1024];
+    snprintf(message, sizeof message, "%s", rt_last_error());
+    if (comm_ctl_barrier(c) != RT_OK)
+        rt_log(RT_LOG_DEBUG, "%s", rt_last_error()); // the broadcast that follows fails too
+    if (speak)
+        fprintf(stderr, "losa: %s\n", message);
+}
+
 static int run_ranks(const app_command *cmd, app_common *common)
 {
     comm *c;
+    app_hold_signals(); // mpirun may hang when a rank ends while MPI starts
     if (comm_open_world(common->timeout, &c) != RT_OK) {
         fprintf(stderr, "losa: %s\n", rt_last_error());
         return EXIT_FAILED;
@@ -133,10 +148,10 @@ static int run_ranks(const app_command *cmd, app_common *common)
         app_catch_signals();
         comm_watch_signal(c, app_signal);
     }
+    app_release_signals();
     const rt_status status = cmd->run(c, common);
     int code = exit_status(status);
-    if (first && status != RT_OK && code < EXIT_SIGNAL)
-        fprintf(stderr, "losa: %s\n", rt_last_error());
+    report_failure(c, first && status != RT_OK && code < EXIT_SIGNAL);
     if (first)
         code = finish_output(code);
     // Only rank 0 knows whether its output and a signal made a difference.

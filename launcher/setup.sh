@@ -23,6 +23,8 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1
 export OMPI_MCA_hwloc_base_binding_policy=none
 export OMPI_MCA_btl_vader_single_copy_mechanism=none
+# After a failure our one line says it; mpirun need not add its paragraphs.
+export OMPI_MCA_orte_execute_quiet=1
 
 setup_missing() {
     local package

@@ -20,14 +20,34 @@ void app_catch_signals(void)
     if (done)
         return;
     done = true;
-    // SA_RESETHAND: the second signal finds the default action and ends the process.
-    struct sigaction action = {.sa_handler = remember, .sa_flags = (int)SA_RESETHAND};
+    struct sigaction action = {.sa_handler = remember};
     sigemptyset(&action.sa_mask);
+    sigaction(SIGTERM, &action, NULL); // mpirun may send it twice in a row
+    // The second Ctrl-C finds the default action and ends the process.
+    action.sa_flags = (int)SA_RESETHAND;
     sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
 }
 
 int app_signal(void)
 {
     return caught;
+}
+
+static void mask_signals(int how)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    pthread_sigmask(how, &set, NULL);
+}
+
+void app_hold_signals(void)
+{
+    mask_signals(SIG_BLOCK);
+}
+
+void app_release_signals(void)
+{
+    mask_signals(SIG_UNBLOCK);
 }

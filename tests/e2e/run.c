@@ -139,6 +139,7 @@ void run_args_free(run_args *args)
 
 // ---- processes -----------------------------------------------------------------------
 
+// Whether the environment of a process has the word NAME=VALUE.
 static bool is_marked(const char *pid, const char *marker)
 {
     char path[64], bytes[32768];
@@ -169,6 +170,21 @@ static int marked(const char *marker, bool end_them)
     return count;
 }
 
+pid_t run_rank(const run_live *live, int rank)
+{
+    char word[64];
+    snprintf(word, sizeof word, "OMPI_COMM_WORLD_RANK=%d", rank);
+    pid_t found = -1;
+    DIR *proc = opendir("/proc");
+    assert_non_null(proc);
+    for (struct dirent *entry = readdir(proc); entry; entry = readdir(proc))
+        if (strtol(entry->d_name, NULL, 10) > 1 && is_marked(entry->d_name, live->marker) &&
+            is_marked(entry->d_name, word))
+            found = (pid_t)strtol(entry->d_name, NULL, 10);
+    closedir(proc);
+    return found;
+}
+
 static int capture_file(void)
 {
     char path[] = "/tmp/losa-e2e-out-XXXXXX";
@@ -194,9 +210,17 @@ static char *captured(int fd, size_t *len)
     return text;
 }
 
+static int open_input(const run_job *job)
+{
+    int ends[2];
+    if (!job->hold_input)
+        return open(job->input ? job->input : "/dev/null", O_RDONLY);
+    return pipe(ends) == 0 ? ends[0] : -1; // the job holds the other end itself
+}
+
 static void become(const run_job *job, const char *marker, int out, int err)
 {
-    const int in = open(job->input ? job->input : "/dev/null", O_RDONLY);
+    const int in = open_input(job);
     if (in < 0 || dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0)
         _exit(126);
     char ranks[16], *argv[RUN_MAX_ARGS + 8];
@@ -219,8 +243,9 @@ static void become(const run_job *job, const char *marker, int out, int err)
     _exit(127);
 }
 
-static int wait_for(pid_t child, const run_job *job, const char *marker, bool *timed_out)
+static int wait_for(const run_live *live, const run_job *job, bool *timed_out)
 {
+    const pid_t child = live->child;
     const double start = rt_clock_now();
     bool interrupted = false;
     int status;
@@ -233,8 +258,10 @@ static int wait_for(pid_t child, const run_job *job, const char *marker, bool *t
         if (spent > job->limit && !*timed_out) {
             *timed_out = true;
             kill(child, SIGKILL);
-            marked(marker, true);
+            marked(live->marker, true);
         }
+        if (job->during)
+            job->during(job->ctx, live);
         rt_clock_sleep(0.005);
     }
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
@@ -248,8 +275,15 @@ static int count_left(const char *marker)
     return marked(marker, true);
 }
 
-// Removes what mpirun itself says: blank lines, paragraphs between dashed lines, and
-// lines that begin with [host:pid]. Returns the lines that are left.
+// "losa: ..." or a line of the log, "12:34:56.789 ...".
+static bool is_ours(const char *line)
+{
+    return strncmp(line, "losa", 4) == 0 || (strspn(line, "0123456789") == 2 && line[2] == ':');
+}
+
+// Removes what mpirun itself says: blank lines, paragraphs between dashed lines (into
+// which a line of ours may fall), and lines that begin with [host:pid]. Returns the
+// lines that are left.
 static int drop_mpirun_words(char *text)
 {
     int lines = 0;
@@ -261,7 +295,7 @@ static int drop_mpirun_words(char *text)
         const bool rule = strncmp(at, "----------", 10) == 0;
         const bool blank = *at == '\n';
         inside = rule ? !inside : inside;
-        if (!rule && !inside && !blank && *at != '[') {
+        if (is_ours(at) || (!rule && !inside && !blank && *at != '[')) {
             memmove(to, at, len);
             to += len;
             lines++;
@@ -284,7 +318,8 @@ run_result run_losa(const run_job *job)
     assert_true(child >= 0);
     if (child == 0)
         become(job, marker, out, err);
-    result.status = wait_for(child, job, marker, &result.timed_out);
+    const run_live live = {child, marker, out};
+    result.status = wait_for(&live, job, &result.timed_out);
     result.seconds = rt_clock_now() - start;
     result.left = count_left(marker);
     size_t err_len;

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include <cmocka.h>
 
@@ -35,12 +36,24 @@ typedef struct run_args { // zero-initialise; strings are copied
 void run_arg(run_args *args, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void run_args_free(run_args *args);
 
+// A job while it runs.
+typedef struct run_live {
+    pid_t child; // mpirun, or the program itself
+    const char *marker;
+    int out; // file that gets its standard output
+} run_live;
+// The process of a rank; -1 while there is none.
+pid_t run_rank(const run_live *live, int rank);
+
 typedef struct run_job {
     int ranks; // 0: the program itself, without mpirun
     const run_args *args;
     const char *input; // file for standard input, or NULL
+    bool hold_input;   // instead: standard input stays open and gives nothing
     double limit;      // seconds
     double interrupt;  // SIGINT after so many seconds; 0 = never
+    void (*during)(void *ctx, const run_live *live); // called often while it runs, or NULL
+    void *ctx;
 } run_job;
 
 typedef struct run_result {

@@ -85,7 +85,7 @@ check_includes() {
 
 check_headers() {
     local file flags
-    read -r -a flags < <(pkg-config --cflags jansson libpcre2-8 libutf8proc libprotobuf-c cmocka)
+    read -r -a flags < <(pkg-config --cflags jansson libpcre2-8 libutf8proc libprotobuf-c cmocka ompi-c)
     flags+=(-std=gnu11 -D_GNU_SOURCE -I. -I"${LOSA_BUILD:-build}/generated")
     while read -r file; do
         # An object of its own, so that a header without declarations is no warning.
