@@ -42,7 +42,7 @@ struct rt_engine {
 
     // Rank 0 only.
     rt_tokenizer *tokenizer;
-    rt_trace *trace; // NULL: none
+    rt_trace *trace;           // NULL: none
     rt_session *sessions;      // list in order of submission
     rt_session **sessions_end; // where the next one goes
     rt_session **running;      // [max_sessions], by slot; NULL: the slot is free
