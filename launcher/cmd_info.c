@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // losa info: what a checkpoint is, how it is split over ranks, what memory it needs.
-// Reads the headers only; no weight is loaded and no rank is started.
+// Reads the headers only; no weight is loaded and no rank is started. Or: what a trace
+// of page plans holds.
 #include "launcher/app.h"
 #include "launcher/report.h"
+#include "launcher/trace_print.h"
 
 #include "losa/policy.h"
 #include "parallel/plan.h"
@@ -20,7 +22,7 @@ enum { WEIGHT_BYTES = 4, KV_BYTES = 4 }; // the CPU keeps f32
 
 typedef struct info_args {
     app_common common;
-    const char *model;
+    const char *model, *trace;
     int ranks, context, page;
     rt_config_overrides overrides;
     bool json;
@@ -40,6 +42,8 @@ static const app_option options[] = {
      "tokens of KV pages; 0: the model's length", NULL, NULL, NULL},
     {"page-size", 0, APP_INT, AT(page), 4, 256, "N", NULL, "tokens in a KV page", NULL, NULL, NULL},
     APP_OPTION_JSON(info_args, "print one JSON object"),
+    {"trace", 0, APP_TEXT, AT(trace), 0, 0, "FILE", NULL,
+     "print what 'losa generate --trace-plans' wrote, a plan a line, instead", NULL, NULL, NULL},
 };
 
 static void defaults(void *target)
@@ -53,8 +57,10 @@ static void defaults(void *target)
 static rt_status check(void *target)
 {
     const info_args *args = target;
-    if (!args->model)
-        return RT_FAIL(RT_ERR_INVALID, "--model DIR is missing");
+    if (!args->model == !args->trace)
+        return RT_FAIL(RT_ERR_INVALID, "give either --model DIR or --trace FILE");
+    if (args->trace && args->json)
+        return RT_FAIL(RT_ERR_INVALID, "--trace prints lines of text, not --json");
     losa_config config = losa_config_default();
     config.page = args->page;
     return losa_config_check(&config);
@@ -269,6 +275,8 @@ static rt_status run(comm *c, void *target)
 {
     (void)c;
     const info_args *args = target;
+    if (args->trace)
+        return app_trace_print(args->trace);
     rt_model_config m;
     rt_checkpoint *ckpt;
     par_plan *plans;
@@ -288,8 +296,8 @@ close:
 
 const app_command app_cmd_info = {
     .name = "info",
-    .summary = "what a checkpoint is, its shards and memory",
-    .usage = "--model DIR [--ranks N] [--context N] [--json]",
+    .summary = "what a checkpoint is, its shards and memory; what a trace holds",
+    .usage = "--model DIR [--ranks N] [--context N] [--json] | --trace FILE",
     .table = {options, sizeof options / sizeof options[0]},
     .args_size = sizeof(info_args),
     .local = true,
