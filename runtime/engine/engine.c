@@ -271,11 +271,15 @@ static void free_all(rt_engine *e)
 rt_status rt_engine_open(const rt_engine_options *options, comm *c, rt_engine **out)
 {
     rt_engine *e;
-    RT_TRY(comm_agree(c, RT_ALLOC(e, 1, "engine")));
+    // One rank's failure must not leave the others waiting in a collective.
+    rt_status status = comm_agree(c, RT_ALLOC(e, 1, "engine"));
+    if (status != RT_OK) {
+        rt_free(e);
+        return status;
+    }
     e->group.comm = c;
     e->sessions_end = &e->sessions;
-    // One rank's failure must not leave the others waiting in a collective.
-    const rt_status status = comm_agree(c, open_all(e, options));
+    status = comm_agree(c, open_all(e, options));
     if (status != RT_OK) {
         free_all(e);
         return status;
