@@ -33,14 +33,19 @@ rt_status app_attention_check(app_attention *args);
      "prefix tokens that a row, or a list made by mass, may take in a sparse step", NULL, NULL,    \
      NULL},                                                                                        \
     {"scan-budget", 0, APP_INT, APP_ATTENTION_AT(A, M, config.scan_budget), 1, INT_MAX, "N", NULL, \
-     "losa-mix: prefix tokens that a row may add to the block's list", NULL, NULL, NULL},          \
+     "prefix tokens that a row may add by a scan to a list made by mass: in losa-mix, and in "     \
+     "commits with --first sparse",                                                                \
+     NULL, NULL, NULL},                                                                            \
     {"active", 0, APP_PARSE, APP_ATTENTION_AT(A, M, config), 0, 0, "RULE", "unsettled",            \
-     "rows that read the prefix: all, topk:K, new+K, unsettled", NULL, NULL, app_parse_rule},      \
+     "losa, losa-mass, losa-mix: rows that read the prefix in later steps: all, topk:K, new+K, "   \
+     "unsettled",                                                                                  \
+     NULL, NULL, app_parse_rule},                                                                  \
     {"first", 0, APP_CHOICE, APP_ATTENTION_AT(A, M, first), 0, 0, "HOW", NULL,                     \
-     "first steps of blocks after a request's first: read everything, or scan", NULL,              \
-     app_first_choice, NULL},                                                                      \
+     "after a request's first block, first steps and commits read everything, or what a scan "     \
+     "finds; quest always scans",                                                                  \
+     NULL, app_first_choice, NULL},                                                                \
     {"no-commit-scan", 0, APP_FLAG, APP_ATTENTION_AT(A, M, no_commit_scan), 0, 0, NULL, NULL,      \
-     "with --first sparse: finished blocks of losa-mass, losa-mix and mage read their list only",  \
+     "with --first sparse: losa-mass, losa-mix and mage commit a block by its list alone",         \
      NULL, NULL, NULL},                                                                            \
     {"page-size", 0, APP_INT, APP_ATTENTION_AT(A, M, config.page), 4, 256, "N", NULL,              \
      "tokens in a KV page, a power of two", NULL, NULL, NULL},                                     \
