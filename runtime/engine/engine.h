@@ -106,7 +106,7 @@ typedef struct rt_stats {
     double active_share;         // rows that read the prefix / rows, over later steps
     uint64_t prefix_tokens_read; // per KV head and layer summed; all ranks
     uint64_t prefix_bytes_read;  // K, V and page metadata, all ranks
-    uint64_t exchange_bytes;     // masks and page scores, all ranks
+    uint64_t exchange_bytes;     // masks and page scores, all ranks; shared equally in a forward
     double prefill_seconds, decode_seconds;
 } rt_stats;
 
