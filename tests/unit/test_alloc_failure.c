@@ -2,8 +2,8 @@
 // Memory runs out at the n-th allocation, for n = 1, 2, 3, ...: every time an error with
 // a message, no crash, and (under a sanitizer) no leak, until n is beyond the last one.
 //
-// The first DENSE allocations fail one by one, later ones in steps that grow by an
-// eighth: loading and answering make thousands, most of them in loops over layers.
+// The first allocations fail one by one, later ones in steps that grow by an eighth:
+// loading and answering make thousands, most of them in loops over layers and tensors.
 #include "tests/unit/testing.h"
 
 #include "runtime/base/mem.h"
@@ -11,9 +11,10 @@
 #include "runtime/io/safetensors.h"
 #include "runtime/text/tokenizer.h"
 
-enum { DENSE = 500, GROWTH = 8, LONGEST = 1 << 20 };
+enum { GROWTH = 8, LONGEST = 1 << 20 };
 
-static char model_dir[PATH_MAX];
+static char model_dir[PATH_MAX]; // the shipped model
+static char tiny_dir[PATH_MAX];  // a hundredth of it, without a tokenizer
 
 static char *model_file(const char *name)
 {
@@ -24,16 +25,12 @@ static char *model_file(const char *name)
 
 typedef rt_status attempt(void);
 
-static long next_after(long n)
-{
-    return n < DENSE ? n + 1 : n + n / GROWTH;
-}
-
-// Returns how many failures it took until the attempt succeeded.
-static int fail_in_turn(attempt *run)
+// Returns how many failures it took until the attempt succeeded; the first `dense`
+// allocations are not skipped.
+static int fail_in_turn(attempt *run, long dense)
 {
     int failures = 0;
-    for (long n = 1;; n = next_after(n)) {
+    for (long n = 1;; n += n < dense || n < GROWTH ? 1 : n / GROWTH) {
         assert_true(n < LONGEST);
         (void)RT_FAIL(RT_ERR_INTERNAL, "no message"); // must be replaced
         rt_mem_fail_at(n);
@@ -78,28 +75,24 @@ static rt_status encode(void)
     return status;
 }
 
-static rt_status answer(rt_engine *e)
+static rt_status answer(rt_engine *e, rt_request *request)
 {
-    rt_request request = rt_request_default();
-    request.prompt = "The number is 7. What is the number?";
-    request.prompt_len = strlen(request.prompt);
-    request.chat = true;
-    request.max_tokens = 8;
-    request.stops = (const char *const[]){"zzz"};
-    request.stops_len = 1;
+    request->max_tokens = 8;
+    request->stops = (const char *const[]){"zzz"};
+    request->stops_len = 1;
     rt_session_id id;
-    RT_TRY(rt_engine_submit(e, &request, &id));
+    RT_TRY(rt_engine_submit(e, request, &id));
     for (bool busy = true; busy;)
         RT_TRY(rt_engine_step(e, &busy));
     return RT_OK;
 }
 
-static rt_status generate(void)
+static rt_status generate(const char *dir, rt_request *request)
 {
     comm *c;
     rt_engine *e = NULL;
     rt_engine_options options = rt_engine_options_default();
-    options.model_dir = model_dir;
+    options.model_dir = dir;
     options.threads = 1;
     options.context = 256;
     options.prefill_chunk = 16;
@@ -107,7 +100,7 @@ static rt_status generate(void)
     rt_status status = rt_engine_open(&options, c, &e);
     assert_true((status == RT_OK) == (e != NULL));
     if (status == RT_OK)
-        status = answer(e);
+        status = answer(e, request);
     // What closing has to say must not hide what the failure said.
     char message[512];
     snprintf(message, sizeof message, "%s", rt_last_error());
@@ -116,30 +109,56 @@ static rt_status generate(void)
     return status == RT_OK ? RT_OK : RT_FAIL(status, "%s", message);
 }
 
+static rt_status generate_text(void)
+{
+    rt_request request = rt_request_default();
+    request.prompt = "The number is 7. What is the number?";
+    request.prompt_len = strlen(request.prompt);
+    request.chat = true;
+    return generate(model_dir, &request);
+}
+
+static rt_status generate_ids(void)
+{
+    int32_t ids[40];
+    for (int i = 0; i < 40; i++)
+        ids[i] = 10 + i;
+    rt_request request = rt_request_default();
+    request.prompt_ids = ids;
+    request.prompt_ids_len = 40;
+    return generate(tiny_dir, &request);
+}
+
 // ---- tests -----------------------------------------------------------------------
 
 static void test_checkpoint(void **state)
 {
     (void)state;
-    assert_true(fail_in_turn(open_checkpoint) > 10);
+    assert_true(fail_in_turn(open_checkpoint, 500) > 10);
 }
 
 static void test_config(void **state)
 {
     (void)state;
-    assert_true(fail_in_turn(load_config) >= 1);
+    assert_true(fail_in_turn(load_config, 500) >= 1);
 }
 
 static void test_tokenizer(void **state)
 {
     (void)state;
-    assert_true(fail_in_turn(encode) > 10);
+    assert_true(fail_in_turn(encode, 500) > 10);
 }
 
-static void test_generate(void **state)
+static void test_generate_ids(void **state)
 {
     (void)state;
-    assert_true(fail_in_turn(generate) > 100);
+    assert_true(fail_in_turn(generate_ids, 500) > 100);
+}
+
+static void test_generate_text(void **state)
+{
+    (void)state;
+    assert_true(fail_in_turn(generate_text, 50) > 50);
 }
 
 int main(void)
@@ -150,11 +169,11 @@ int main(void)
         return 77;
     }
     snprintf(model_dir, sizeof model_dir, "%s/models/needle-11m", source);
+    snprintf(tiny_dir, sizeof tiny_dir, "%s/tests/golden/logits/gqa_b4_tied", source);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_checkpoint),
-        cmocka_unit_test(test_config),
-        cmocka_unit_test(test_tokenizer),
-        cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_checkpoint),    cmocka_unit_test(test_config),
+        cmocka_unit_test(test_tokenizer),     cmocka_unit_test(test_generate_ids),
+        cmocka_unit_test(test_generate_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
