@@ -3,6 +3,7 @@
 # What demo.sh and tests/run.sh share; sourced by them. Works on Debian 12 and Ubuntu 24.04.
 #
 # setup_packages  installs the missing packages (root), or names them and fails.
+# setup_test_packages  the same for what only tests want; without root they are skipped.
 # setup_build T   configures and builds target T into build/ (Release); quick when nothing changed.
 # Sourcing it also sets what mpirun needs as root and on few cores.
 
@@ -17,6 +18,9 @@ losa_packages=(
     libcmocka-dev                                          # tests
 )
 
+# Without them tests/run.sh skips valgrind and the fuzz targets.
+losa_test_packages=(clang valgrind)
+
 # mpirun as root; more ranks than cores; our own threads on all cores; containers
 # without ptrace rights.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -28,16 +32,23 @@ export OMPI_MCA_orte_execute_quiet=1
 
 setup_missing() {
     local package
-    for package in "${losa_packages[@]}"; do
+    for package; do
         if [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" != installed ]; then
             echo "$package"
         fi
     done
 }
 
+setup_install() {
+    echo "installing: $*" >&2
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q >&2
+    apt-get install -y -q --no-install-recommends "$@" >&2
+}
+
 setup_packages() {
     local missing
-    mapfile -t missing < <(setup_missing)
+    mapfile -t missing < <(setup_missing "${losa_packages[@]}")
     if [ "${#missing[@]}" -eq 0 ]; then
         return 0
     fi
@@ -46,10 +57,17 @@ setup_packages() {
         echo "apt-get update && apt-get install -y --no-install-recommends ${missing[*]}" >&2
         return 1
     fi
-    echo "installing: ${missing[*]}" >&2
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -q >&2
-    apt-get install -y -q --no-install-recommends "${missing[@]}" >&2
+    setup_install "${missing[@]}"
+}
+
+setup_test_packages() {
+    local missing
+    mapfile -t missing < <(setup_missing "${losa_test_packages[@]}")
+    if [ "${#missing[@]}" -gt 0 ] && [ "$(id -u)" -eq 0 ]; then
+        setup_install "${missing[@]}"
+        # The fuzzer's runtime is a package of its own, named after clang's version.
+        setup_install "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev"
+    fi
 }
 
 setup_build() {

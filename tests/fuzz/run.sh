@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Builds the fuzz targets with clang (libFuzzer, ASan, UBSan) into build-fuzz/ and lets
-# each search for some seconds, two at a time. Usage: tests/fuzz/run.sh [SECONDS] [NAME...]
+# each search for some seconds, four at a time. Usage: tests/fuzz/run.sh [SECONDS] [NAME...]
 # Ends with 77 when clang or its fuzzer is missing. An input that fails is kept in
 # build-fuzz/found/ with the log: once the fault is fixed, it belongs into corpus/NAME/.
 set -euo pipefail
@@ -9,9 +9,9 @@ cd "$(dirname "$0")/../.."
 
 seconds=${1:-60}
 names=("${@:2}")
-build=build-fuzz
+build="build-fuzz"
 found=$build/found
-readonly SKIP=77 AT_ONCE=2
+readonly SKIP=77 AT_ONCE=4
 
 if ! echo 'int LLVMFuzzerTestOneInput(const char *d, long n){return n<0&&*d;}' |
     clang -x c -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null; then
