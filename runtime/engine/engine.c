@@ -11,7 +11,7 @@
 rt_engine_options rt_engine_options_default(void)
 {
     return (rt_engine_options){
-        .device = KERN_CPU,
+        .device = kern_device_count(KERN_CUDA) > 0 ? KERN_CUDA : KERN_CPU,
         .mask_id = -1,
         .max_sessions = 1,
         .prefill_chunk = 512,
@@ -92,10 +92,17 @@ static rt_status configure(rt_engine *e, const rt_engine_options *options)
 
 static rt_status open_device(rt_engine *e)
 {
+    // The collectives between ranks take host buffers only.
+    if (e->options.device == KERN_CUDA && comm_ranks(e->group.comm) > 1)
+        return RT_FAIL(RT_ERR_UNSUPPORTED,
+                       "device cuda: %d ranks: there is no exchange between GPUs yet; "
+                       "run one rank, or --device cpu",
+                       comm_ranks(e->group.comm));
     const kern_dev_options dev = {
         .kind = e->options.device,
         .index = comm_local_rank(e->group.comm),
         .threads = e->options.threads,
+        .precision = e->options.precision,
     };
     RT_TRY(kern_dev_open(&dev, &e->dev));
     e->group.dev = e->dev;
