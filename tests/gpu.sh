@@ -28,6 +28,8 @@ shift || true
 parts=${*:-parity sanitize answers bench}
 out=${OUT:-gpu-out}
 mkdir -p "$out"
+rm -f "$out"/*.log
+set -f # test patterns are not file names
 export LD_LIBRARY_PATH=$here/lib:${LD_LIBRARY_PATH:-}
 if ldd "$here/losa" | grep -q 'cublas.*not found'; then
     blas=$(find / -name 'libcublas.so.13' -not -path '/proc/*' 2>/dev/null | head -n 1)
@@ -35,11 +37,12 @@ if ldd "$here/losa" | grep -q 'cublas.*not found'; then
 fi
 summary=()
 
-# Runs a part into its log; keeps a line for the summary.
-part() { # name, command...
+# Runs a part; its output joins the log of its group. Keeps a line for the summary.
+part() { # group-name, command...
     local name=$1 began=$SECONDS status
     shift
-    "$@" >"$out/$name.log" 2>&1
+    echo "== $name" >>"$out/${name%%-*}.log"
+    "$@" >>"$out/${name%%-*}.log" 2>&1
     status=$?
     summary+=("$(printf '%-28s %-6s %4d s' "$name" "$([ $status = 0 ] && echo ok || echo "rc $status")" \
         $((SECONDS - began)))")
@@ -54,7 +57,7 @@ answer() { # name, options...
 }
 
 sanitize() { # tool, test pattern
-    part "$1-${2//[*?]/}" timeout 200 compute-sanitizer --tool "$1" --error-exitcode 9 \
+    part "$1-$2" timeout 200 compute-sanitizer --tool "$1" --error-exitcode 9 \
         "$here/test_gpu_parity" --only "$2"
 }
 
@@ -62,7 +65,7 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 ldd "$here/losa" | grep -E 'cublas|not found'
 case " $parts " in *" parity "*)
     part parity timeout 300 "$here/test_gpu_parity"
-    grep -vE '^\[ (RUN|      OK)' "$out/parity.log" | head -n 60
+    grep -vE '^\[ +(RUN|OK) ' "$out/parity.log" | head -n 60
     ;;
 esac
 case " $parts " in *" answers "*)
@@ -71,16 +74,16 @@ case " $parts " in *" answers "*)
         answer "cuda-f32-$policy" --device cuda --precision f32 --attention $policy
         answer "cuda-bf16-$policy" --device cuda --attention $policy
     done
-    for log in "$out"/answer-*.log; do
-        printf '%-24s %s\n' "$(basename "$log" .log)" "$(cut -c1-600 "$log" | tr -d '\n' | tail -c 600)"
-    done
+    cut -c1-200 "$out/answer.log"
     ;;
 esac
 case " $parts " in *" sanitize "*)
-    for test in ${SANITIZE:-pt_test_[!al]*}; do
-        sanitize memcheck "$test"
+    for test in ${TESTS:-buffers dense kv_write locality active page_* plan_count attn_* vocab unmask}; do
+        for tool in ${TOOLS:-memcheck}; do
+            sanitize "$tool" "pt_test_$test"
+        done
     done
-    grep -hE 'ERROR SUMMARY|Invalid|Error' "$out"/memcheck-*.log | sort | uniq -c | head -n 20
+    grep -hE 'SUMMARY|Invalid|Error|hazard' "$out"/memcheck.log "$out"/racecheck.log "$out"/initcheck.log 2>/dev/null | sort | uniq -c | head -n 30
     ;;
 esac
 case " $parts " in *" bench "*)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Prefix attention for any shape, in f32 arithmetic, and the merge with in-block
-// attention. Correct first: the bf16 shapes that matter have kernels of their own.
+// attention. The bf16 shapes that matter go to attn_mma.cu.
 #include "kernels/cuda/attn_prefix.cuh"
 #include "kernels/cuda/attn_tile.cuh"
 
@@ -182,15 +182,16 @@ static int launch_dim(const kern_cuda_ctx *ctx, const prefix_view &v, const batc
                           : launch_prefix<T, 256, 2>(ctx, v, b, p);
 }
 
-// Splits the tokens until there are a few blocks for every multiprocessor, as far as
+// Splits the tokens until there are `blocks` blocks for every multiprocessor, as far as
 // the workspace holds what they leave.
-static int choose_splits(const kern_cuda_ctx *ctx, const batch_view &b, prefix_view *v)
+static void choose_splits(const kern_cuda_ctx *ctx, const batch_view &b, int blocks, int keys,
+                          prefix_view *v)
 {
-    enum { BLOCKS_PER_SM = 4, LEAST = 128 };
-    v->align = b.page > TILE_KEYS ? b.page : TILE_KEYS;
+    v->tiles = b.rows * v->group / v->lanes + b.segs;
+    v->align = b.page > keys ? b.page : keys;
     const size_t tokens = (size_t)b.max_pages * b.page, tiles = (size_t)v->tiles * v->kv_heads;
-    const size_t want = (BLOCKS_PER_SM * (size_t)ctx->sms + tiles - 1) / tiles;
-    const size_t most = (tokens + LEAST - 1) / LEAST;
+    const size_t want = (blocks * (size_t)ctx->sms) / tiles;
+    const size_t most = (tokens + v->align - 1) / v->align;
     const size_t each = tiles * v->lanes * (sizeof(float2) + v->dim * sizeof(float));
     size_t splits = want < most ? want : most;
     if (splits * each > ctx->workspace_bytes)
@@ -198,7 +199,6 @@ static int choose_splits(const kern_cuda_ctx *ctx, const batch_view &b, prefix_v
     v->splits = splits < 1 ? 1 : (int)splits;
     v->stat = (float2 *)ctx->workspace;
     v->part = (float *)(v->stat + (size_t)v->splits * tiles * v->lanes);
-    return 0;
 }
 
 extern "C" int kern_cuda_launch_attn_prefix(const kern_cuda_ctx *ctx,
@@ -223,10 +223,16 @@ extern "C" int kern_cuda_launch_attn_prefix(const kern_cuda_ctx *ctx,
     if (v.page_lse && sums > 0)
         fill_kernel<<<4 * ctx->sms, 256, 0, ctx->stream>>>(v.page_lse, sums, -INFINITY);
     const bool narrow = kern_buf_dtype(a->kv.k) == KERN_BF16;
-    v.lanes = TILE_WARPS * (v.dim <= 128 ? 4 : 2);
-    v.tiles = b.rows * v.group / v.lanes + b.segs;
-    choose_splits(ctx, b, &v);
-    int error = narrow ? launch_dim<__nv_bfloat16>(ctx, v, b, p) : launch_dim<float>(ctx, v, b, p);
+    int error;
+    if (narrow && mma_takes(v, b)) {
+        v.lanes = mma_lanes_of(v, b);
+        choose_splits(ctx, b, v.lanes <= 64 ? 2 : 1, 64, &v);
+        error = launch_mma(ctx, v, b, p);
+    } else {
+        v.lanes = TILE_WARPS * (v.dim <= 128 ? 4 : 2);
+        choose_splits(ctx, b, 4, TILE_KEYS, &v);
+        error = narrow ? launch_dim<__nv_bfloat16>(ctx, v, b, p) : launch_dim<float>(ctx, v, b, p);
+    }
     if (error || v.splits == 1)
         return error;
     combine_kernel<<<dim3(v.tiles * v.kv_heads, blocks_of(v.lanes, 4)), 4 * WARP, 0, ctx->stream>>>(

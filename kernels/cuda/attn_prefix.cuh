@@ -109,4 +109,10 @@ __device__ inline size_t token_offset(const prefix_view &a, const batch_view &b,
     return (((size_t)page * a.kv_heads + kv_head) * b.page + token % b.page) * a.dim;
 }
 
+// The kernel on tensor cores (attn_mma.cu): bf16 pages, if it takes the shape.
+bool mma_takes(const prefix_view &v, const batch_view &b);
+int mma_lanes_of(const prefix_view &v, const batch_view &b); // of a tile
+int launch_mma(const kern_cuda_ctx *ctx, const prefix_view &v, const batch_view &b,
+               const plan_view &p);
+
 #endif
