@@ -116,40 +116,41 @@ __global__ void __launch_bounds__(TILE_THREADS)
                                lanes.o[r]);
 }
 
-// Adds the runs of a lane, in order. Block (tile and KV head, 8 lanes): a warp a lane.
-__global__ void combine_kernel(prefix_view a, batch_view b, plan_view p)
+enum { COMBINE_THREADS = 128, MOST_SPLITS = 1024 };
+
+// Adds the runs of a lane, in order. Block (tile and KV head, lane): a thread takes
+// every 128th channel.
+__global__ void __launch_bounds__(COMBINE_THREADS)
+    combine_kernel(prefix_view a, batch_view b, plan_view p)
 {
+    __shared__ float weights[MOST_SPLITS], scratch[WARP];
     const int kv_head = blockIdx.x % a.kv_heads, tile = blockIdx.x / a.kv_heads;
-    const int lane = blockIdx.y * (blockDim.x / WARP) + threadIdx.x / WARP;
-    const int thread = threadIdx.x % WARP;
+    const int lane = blockIdx.y;
     prefix_tile t;
     if (!tile_at(a, b, p, tile, kv_head, &t) || lane >= t.lanes)
         return;
     const size_t at0 = ((size_t)tile * a.kv_heads + kv_head) * a.splits * a.lanes + lane;
     float top = -CUDART_INF_F, sum = 0.0f;
-    for (int s = thread; s < a.splits; s += WARP)
+    for (int s = threadIdx.x; s < a.splits; s += COMBINE_THREADS)
         top = fmaxf(top, a.stat[at0 + (size_t)s * a.lanes].x);
-    top = warp_max(top);
-    float o[KERN_CUDA_MAX_DIM / WARP] = {};
-    for (int s = 0; s < a.splits; s++) {
-        const size_t at = at0 + (size_t)s * a.lanes;
-        const float2 stat = a.stat[at];
-        if (!(stat.y > 0.0f))
-            continue;
-        const float weight = expf(stat.x - top);
-        sum += weight * stat.y;
-#pragma unroll
-        for (int i = 0; i < KERN_CUDA_MAX_DIM / WARP; i++)
-            if (thread + i * WARP < a.dim)
-                o[i] += weight * a.part[at * a.dim + thread + i * WARP];
+    top = block_max(top, scratch);
+    for (int s = threadIdx.x; s < a.splits; s += COMBINE_THREADS) {
+        const float2 stat = a.stat[at0 + (size_t)s * a.lanes];
+        weights[s] = stat.y > 0.0f ? expf(stat.x - top) : 0.0f;
+        sum += weights[s] * stat.y;
     }
+    sum = block_sum(sum, scratch); // and weights are there
+    const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
     const size_t out = (size_t)lane_row(a, t, lane) * a.heads + lane_head(a, t, kv_head, lane);
-    if (thread == 0)
+    if (threadIdx.x == 0)
         a.lse[out] = sum > 0.0f ? top + logf(sum) : -CUDART_INF_F;
-#pragma unroll
-    for (int i = 0; i < KERN_CUDA_MAX_DIM / WARP; i++)
-        if (thread + i * WARP < a.dim)
-            a.o[out * a.dim + thread + i * WARP] = sum > 0.0f ? o[i] / sum : 0.0f;
+    for (int c = threadIdx.x; c < a.dim; c += COMBINE_THREADS) {
+        float o = 0.0f;
+#pragma unroll 8
+        for (int s = 0; s < a.splits; s++)
+            o += weights[s] * a.part[(at0 + (size_t)s * a.lanes) * a.dim + c];
+        a.o[out * a.dim + c] = o * factor;
+    }
 }
 
 __global__ void fill_kernel(float *x, size_t count, float value)
@@ -182,12 +183,22 @@ static int launch_dim(const kern_cuda_ctx *ctx, const prefix_view &v, const batc
                           : launch_prefix<T, 256, 2>(ctx, v, b, p);
 }
 
+// Most tiles that segments of whole blocks can need: only where a tile does not divide
+// a block's lanes is there a tile more for a segment.
+static int most_tiles(const batch_view &b, const prefix_view &v)
+{
+    const int block = b.block * v.group, unit = block & -block;
+    const int spare = unit < v.lanes ? v.lanes - unit : 0;
+    const size_t lanes = (size_t)blocks_of(b.rows, b.block) * block + (size_t)b.segs * spare;
+    return (int)blocks_of(lanes, v.lanes);
+}
+
 // Splits the tokens until there are `blocks` blocks for every multiprocessor, as far as
 // the workspace holds what they leave.
 static void choose_splits(const kern_cuda_ctx *ctx, const batch_view &b, int blocks, int keys,
                           prefix_view *v)
 {
-    v->tiles = b.rows * v->group / v->lanes + b.segs;
+    v->tiles = most_tiles(b, *v);
     v->align = b.page > keys ? b.page : keys;
     const size_t tokens = (size_t)b.max_pages * b.page, tiles = (size_t)v->tiles * v->kv_heads;
     const size_t want = (blocks * (size_t)ctx->sms) / tiles;
@@ -196,6 +207,7 @@ static void choose_splits(const kern_cuda_ctx *ctx, const batch_view &b, int blo
     size_t splits = want < most ? want : most;
     if (splits * each > ctx->workspace_bytes)
         splits = ctx->workspace_bytes / each;
+    splits = splits < MOST_SPLITS ? splits : MOST_SPLITS;
     v->splits = splits < 1 ? 1 : (int)splits;
     v->stat = (float2 *)ctx->workspace;
     v->part = (float *)(v->stat + (size_t)v->splits * tiles * v->lanes);
@@ -235,8 +247,8 @@ extern "C" int kern_cuda_launch_attn_prefix(const kern_cuda_ctx *ctx,
     }
     if (error || v.splits == 1)
         return error;
-    combine_kernel<<<dim3(v.tiles * v.kv_heads, blocks_of(v.lanes, 4)), 4 * WARP, 0, ctx->stream>>>(
-        v, b, p);
+    combine_kernel<<<dim3(v.tiles * v.kv_heads, v.lanes), COMBINE_THREADS, 0, ctx->stream>>>(v, b,
+                                                                                             p);
     return cudaGetLastError();
 }
 
@@ -383,6 +395,11 @@ extern "C" int kern_cuda_launch_attn_merge(const kern_cuda_ctx *ctx, const kern_
                           a->head_dim,
                           a->heads / a->kv_heads,
                           a->scale};
+    // With few rows a lane a warp: more blocks, the same arithmetic.
+    if (b.rows * a->heads <= 8 * TILE_WARPS * ctx->sms)
+        return v.dim <= 64    ? launch_merge<64, 1>(ctx, v, b, p)
+               : v.dim <= 128 ? launch_merge<128, 1>(ctx, v, b, p)
+                              : launch_merge<256, 1>(ctx, v, b, p);
     return v.dim <= 64    ? launch_merge<64, 4>(ctx, v, b, p)
            : v.dim <= 128 ? launch_merge<128, 4>(ctx, v, b, p)
                           : launch_merge<256, 2>(ctx, v, b, p);

@@ -66,6 +66,14 @@ __device__ static unsigned pack(float low, float high)
     return *(const unsigned *)&two;
 }
 
+// 2^x; results below the normal numbers are 0.
+__device__ static float power(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 __device__ static float quad_max(float x)
 {
     x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
@@ -93,6 +101,7 @@ struct key_run {
     const prefix_tile &t;
     int kv_head, first, end;
     int window; // first list entry whose page is in shared memory
+    int shift;  // log2 of the tokens in a page
 };
 
 template <int DIM> __device__ static void load_window(mma_shared<DIM> &s, const key_run &run)
@@ -104,37 +113,40 @@ template <int DIM> __device__ static void load_window(mma_shared<DIM> &s, const 
 }
 
 // Starts the copies of keys [token, token + KEYS) to a stage.
-template <int DIM>
+template <int DIM, int WARPS>
 __device__ static void fetch(mma_shared<DIM> &s, const key_run &run, int token, int stage)
 {
-    const int chunks = DIM / 8, chunk = threadIdx.x % chunks, page = run.b.page;
+    const int chunks = DIM / 8, step = WARPS * WARP / chunks;
+    const int chunk = threadIdx.x % chunks, row0 = threadIdx.x / chunks;
     const unsigned k = shared_address(s.k[stage]), v = shared_address(s.v[stage]);
-    for (int row = threadIdx.x / chunks; row < KEYS; row += blockDim.x / chunks) {
-        const int i = token + row;
-        const bool in = i < run.end;
-        const int physical = in ? s.page[i / page - run.window] : 0;
+#pragma unroll
+    for (int i = 0; i < KEYS / step; i++) {
+        const int row = row0 + i * step, place = token + row;
+        const bool in = place < run.end;
+        const int physical = in ? s.page[(place >> run.shift) - run.window] : 0;
+        const int offset = place & (run.b.page - 1);
         const size_t at =
-            in ? (((size_t)physical * run.a.kv_heads + run.kv_head) * page + i % page) * DIM +
-                     chunk * 8
-               : 0;
-        copy_async(k + chunk_at<DIM>(row, chunk), (const __nv_bfloat16 *)run.a.k + at, in);
-        copy_async(v + chunk_at<DIM>(row, chunk), (const __nv_bfloat16 *)run.a.v + at, in);
+            (((size_t)physical * run.a.kv_heads + run.kv_head << run.shift) + offset) * DIM +
+            chunk * 8;
+        const unsigned to = chunk_at<DIM>(row, chunk);
+        copy_async(k + to, (const __nv_bfloat16 *)run.a.k + (in ? at : 0), in);
+        copy_async(v + to, (const __nv_bfloat16 *)run.a.v + (in ? at : 0), in);
     }
 }
 
 // The same, after moving the window when the list has run beyond it. All threads.
-template <int DIM>
+template <int DIM, int WARPS>
 __device__ static void fetch_next(mma_shared<DIM> &s, key_run &run, int token, int stage)
 {
     if (token < run.end) {
-        const int last = (min(token + KEYS, run.end) - 1) / run.b.page;
+        const int last = (min(token + KEYS, run.end) - 1) >> run.shift;
         if (last - run.window >= LISTED) {
-            run.window = token / run.b.page;
+            run.window = token >> run.shift;
             __syncthreads();
             load_window(s, run);
             __syncthreads();
         }
-        fetch(s, run, token, stage);
+        fetch<DIM, WARPS>(s, run, token, stage);
     }
     commit_copies(); // an empty group too: waits count groups
 }
@@ -228,13 +240,13 @@ __device__ static void soften(mma_lanes<DIM> &w, float scale, float (&s)[KEYS / 
             top = fmaxf(top, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
         top = fmaxf(w.m[r], quad_max(top) * scale);
         const float base = top == -CUDART_INF_F ? 0.0f : top;
-        const float keep = exp2f(w.m[r] - base);
+        const float keep = power(w.m[r] - base);
         float sum = 0.0f;
 #pragma unroll
         for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
             for (int i = 2 * r; i < 2 * r + 2; i++) {
-                s[n][i] = exp2f(s[n][i] * scale - base);
+                s[n][i] = power(s[n][i] * scale - base);
                 sum += s[n][i];
             }
         w.m[r] = top;
@@ -335,11 +347,12 @@ __global__ void __launch_bounds__(WARPS *WARP, WARPS <= 4 ? 2 : 1)
         return;
     key_run run = {a, b, t, kv_head};
     split_at(a, t, blockIdx.y, &run.first, &run.end);
-    run.window = run.first / b.page;
+    run.shift = __ffs(b.page) - 1;
+    run.window = run.first >> run.shift;
     load_window(shared, run);
     __syncthreads();
-    fetch_next(shared, run, run.first, 0);
-    fetch_next(shared, run, run.first + KEYS, 1);
+    fetch_next<DIM, WARPS>(shared, run, run.first, 0);
+    fetch_next<DIM, WARPS>(shared, run, run.first + KEYS, 1);
     mma_lanes<DIM> w;
     load_lanes(w, run, lane0);
     const float scale = a.scale * 1.44269504f; // of exponents to base 2
@@ -349,7 +362,8 @@ __global__ void __launch_bounds__(WARPS *WARP, WARPS <= 4 ? 2 : 1)
          first += KEYS, stage = stage + 1 == STAGES ? 0 : stage + 1) {
         wait_copies<STAGES - 2>();
         __syncthreads(); // the stage has come, and the one to be filled is no longer read
-        fetch_next(shared, run, first + (STAGES - 1) * KEYS, (stage + STAGES - 1) % STAGES);
+        fetch_next<DIM, WARPS>(shared, run, first + (STAGES - 1) * KEYS,
+                               (stage + STAGES - 1) % STAGES);
         if (!works)
             continue;
         float s[KEYS / 8][4];
