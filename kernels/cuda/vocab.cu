@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Softmax statistics, top-k and top-p thresholds, sampling and the choice among
-// ranks. A row is one block; sums above a thread's own run in f64, in a fixed order.
+// ranks. Sums above a thread's own run are in f64, in a fixed order.
 #include "kernels/cuda/common.cuh"
 
 // ---- floats as ordered integers: kernels/cpu/vocab.h says why ---------------------
@@ -40,62 +40,68 @@ __device__ static double warp_sum_f64(double x)
 }
 
 // ---- statistics --------------------------------------------------------------------
+//
+// A row is cut into parts of a block each, so that a few rows fill the chip; a second
+// kernel joins them in order.
 
-enum { ROW_THREADS = 1024 };
+enum { THREADS = 512, PART = 4096 };
 
-__device__ static int block_max_order(const float *logits, int shard, float scale, int *shared)
+static int parts_of(int shard)
+{
+    return shard > 0 ? (int)blocks_of((size_t)shard, PART) : 1;
+}
+
+__device__ static int block_max_order(const float *logits, int count, float scale, int *shared)
 {
     int best = INT32_MIN;
-    for (int i = threadIdx.x; i < shard; i += blockDim.x)
+    for (int i = threadIdx.x; i < count; i += blockDim.x)
         best = max(best, scaled_order(logits[i], scale));
     best = __reduce_max_sync(ALL_LANES, best);
     if (threadIdx.x % WARP == 0)
         shared[threadIdx.x / WARP] = best;
     __syncthreads();
-    best = __reduce_max_sync(ALL_LANES, shared[threadIdx.x % WARP]);
-    __syncthreads();
-    return best;
+    const int mine = threadIdx.x % WARP < THREADS / WARP ? shared[threadIdx.x % WARP] : INT32_MIN;
+    return __reduce_max_sync(ALL_LANES, mine);
 }
 
-__global__ void __launch_bounds__(ROW_THREADS)
+// Sum over the block, to the first thread.
+__device__ static double block_sum_f64(double x, double *shared)
+{
+    x = warp_sum_f64(x);
+    __syncthreads();
+    if (threadIdx.x % WARP == 0)
+        shared[threadIdx.x / WARP] = x;
+    __syncthreads();
+    return warp_sum_f64(threadIdx.x % WARP < THREADS / WARP ? shared[threadIdx.x % WARP] : 0.0);
+}
+
+// Block (part, row): m, z, w of the part, to part [parts, rows, KERN_NORM_WORDS].
+__global__ void __launch_bounds__(THREADS)
     vocab_norm_kernel(const float *logits, const kern_sample_row *sample, float *norm, int shard)
 {
     __shared__ int orders[WARP];
-    __shared__ double sums[2][WARP];
-    const size_t row = blockIdx.x;
+    __shared__ double sums[WARP];
+    const size_t row = blockIdx.y, rows = gridDim.y;
+    const int first = blockIdx.x * PART, count = min(shard - first, PART);
     const float scale = sample[row].inv_temperature;
-    logits += row * shard;
-    const float m = shard ? value_of(block_max_order(logits, shard, scale, orders)) : -CUDART_INF_F;
-    float z = 0.0f, w = 0.0f; // of at most a few hundred tokens
-    for (int i = threadIdx.x; i < shard && m > -CUDART_INF_F; i += blockDim.x) {
+    logits += row * shard + first;
+    const float m =
+        count > 0 ? value_of(block_max_order(logits, count, scale, orders)) : -CUDART_INF_F;
+    float z = 0.0f, w = 0.0f; // of a few tokens
+    for (int i = threadIdx.x; i < count && m > -CUDART_INF_F; i += blockDim.x) {
         // The clamp keeps d e^d finite for l = -inf.
         const float d = fmaxf(value_of(scaled_order(logits[i], scale)) - m, -104.0f);
         const float e = d > -104.0f ? expf(d) : 0.0f;
         z += e;
         w += d * e;
     }
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const double zs = warp_sum_f64(z), ws = warp_sum_f64(w);
-    if (lane == 0) {
-        sums[0][warp] = zs;
-        sums[1][warp] = ws;
+    const double zs = block_sum_f64(z, sums), ws = block_sum_f64(w, sums);
+    float *out = norm + (blockIdx.x * rows + row) * KERN_NORM_WORDS;
+    if (threadIdx.x == 0) {
+        out[KERN_NORM_M] = m;
+        out[KERN_NORM_Z] = (float)zs;
+        out[KERN_NORM_W] = (float)ws;
     }
-    __syncthreads();
-    if (warp > 0)
-        return;
-    const double za = warp_sum_f64(sums[0][lane]), wa = warp_sum_f64(sums[1][lane]);
-    if (lane == 0) {
-        norm[row * KERN_NORM_WORDS + KERN_NORM_M] = m;
-        norm[row * KERN_NORM_WORDS + KERN_NORM_Z] = (float)za;
-        norm[row * KERN_NORM_WORDS + KERN_NORM_W] = (float)wa;
-    }
-}
-
-extern "C" int kern_cuda_launch_vocab_norm(const kern_cuda_ctx *ctx, const kern_vocab_norm_args *a)
-{
-    vocab_norm_kernel<<<a->rows, ROW_THREADS, 0, ctx->stream>>>(
-        ptr<float>(a->logits), ptr<kern_sample_row>(a->sample), ptr<float>(a->norm), a->shard);
-    return cudaGetLastError();
 }
 
 // With M = max m_i: z = sum e^(m_i - M) z_i, w = sum e^(m_i - M) (w_i + (m_i - M) z_i).
@@ -121,12 +127,30 @@ __global__ void norm_merge_kernel(const float *norms, float *norm, int ranks, in
     norm[row * KERN_NORM_WORDS + KERN_NORM_W] = (float)w;
 }
 
+static int merge_norms(const kern_cuda_ctx *ctx, const float *norms, float *norm, int parts,
+                       int rows)
+{
+    norm_merge_kernel<<<blocks_of(rows, 64), 64, 0, ctx->stream>>>(norms, norm, parts, rows);
+    return cudaGetLastError();
+}
+
+extern "C" int kern_cuda_launch_vocab_norm(const kern_cuda_ctx *ctx, const kern_vocab_norm_args *a)
+{
+    const int parts = parts_of(a->shard);
+    const size_t words = (size_t)parts * a->rows * KERN_NORM_WORDS;
+    if (words * sizeof(float) > ctx->workspace_bytes)
+        return KERN_CUDA_NO_ROOM;
+    float *norms = parts > 1 ? (float *)ctx->workspace : ptr<float>(a->norm);
+    vocab_norm_kernel<<<dim3(parts, a->rows), THREADS, 0, ctx->stream>>>(
+        ptr<float>(a->logits), ptr<kern_sample_row>(a->sample), norms, a->shard);
+    return parts > 1 ? merge_norms(ctx, norms, ptr<float>(a->norm), parts, a->rows)
+                     : cudaGetLastError();
+}
+
 extern "C" int kern_cuda_launch_vocab_norm_merge(const kern_cuda_ctx *ctx,
                                                  const kern_vocab_norm_merge_args *a)
 {
-    norm_merge_kernel<<<blocks_of(a->rows, 64), 64, 0, ctx->stream>>>(
-        ptr<float>(a->norms), ptr<float>(a->norm), a->ranks, a->rows);
-    return cudaGetLastError();
+    return merge_norms(ctx, ptr<float>(a->norms), ptr<float>(a->norm), a->ranks, a->rows);
 }
 
 // ---- top-k and top-p: kernels/cpu/vocab_filter.c says how --------------------------
@@ -336,16 +360,25 @@ __device__ static candidate warp_best(candidate c)
     return c;
 }
 
-__global__ void __launch_bounds__(ROW_THREADS)
+__device__ static void store_pick(float *pick, const candidate &best)
+{
+    pick[KERN_PICK_SCORE] = best.score;
+    pick[KERN_PICK_LOGIT] = best.logit;
+    pick[KERN_PICK_ID] = __int_as_float(best.id);
+}
+
+// Block (part, row): the part's best, to picks [rows, parts, KERN_PICK_WORDS].
+__global__ void __launch_bounds__(THREADS)
     vocab_pick_kernel(const float *logits, const kern_sample_row *samples, const unsigned *state,
-                      float *pick, int shard, int first_id, int mask_id)
+                      float *picks, int shard, int first_id, int mask_id)
 {
     __shared__ candidate shared[WARP];
-    const size_t row = blockIdx.x;
+    const size_t row = blockIdx.y;
     const kern_sample_row sample = samples[row];
     const unsigned threshold = state ? state[row * STATE_WORDS + STATE_THRESHOLD] : 0;
+    const int first = blockIdx.x * PART, end = min(first + PART, shard);
     candidate best = {-CUDART_INF_F, -CUDART_INF_F, -1};
-    for (int i = threadIdx.x; i < shard; i += blockDim.x) {
+    for (int i = first + (int)threadIdx.x; i < end; i += blockDim.x) {
         const int id = first_id + i;
         const int order = scaled_order(logits[row * shard + i], sample.inv_temperature);
         if (id == mask_id || key_of(order) < threshold)
@@ -364,26 +397,44 @@ __global__ void __launch_bounds__(ROW_THREADS)
     __syncthreads();
     if (threadIdx.x >= WARP)
         return;
-    best = warp_best(shared[threadIdx.x]);
-    if (threadIdx.x == 0) {
-        pick[row * KERN_PICK_WORDS + KERN_PICK_SCORE] = best.score;
-        pick[row * KERN_PICK_WORDS + KERN_PICK_LOGIT] = best.logit;
-        pick[row * KERN_PICK_WORDS + KERN_PICK_ID] = __int_as_float(best.id);
-    }
-}
-
-extern "C" int kern_cuda_launch_vocab_pick(const kern_cuda_ctx *ctx, const kern_vocab_pick_args *a)
-{
-    vocab_pick_kernel<<<a->rows, ROW_THREADS, 0, ctx->stream>>>(
-        ptr<float>(a->logits), ptr<kern_sample_row>(a->sample), ptr<unsigned>(a->state),
-        ptr<float>(a->pick), a->shard, a->first_id, a->mask_id);
-    return cudaGetLastError();
+    best = threadIdx.x < THREADS / WARP ? shared[threadIdx.x]
+                                        : candidate{-CUDART_INF_F, -CUDART_INF_F, -1};
+    best = warp_best(best);
+    if (threadIdx.x == 0)
+        store_pick(picks + (row * gridDim.x + blockIdx.x) * KERN_PICK_WORDS, best);
 }
 
 __device__ static candidate candidate_of(const float *pick)
 {
     return candidate{pick[KERN_PICK_SCORE], pick[KERN_PICK_LOGIT],
                      __float_as_int(pick[KERN_PICK_ID])};
+}
+
+// A warp takes a row.
+__global__ void join_picks_kernel(const float *picks, float *pick, int parts)
+{
+    const size_t row = blockIdx.x;
+    candidate best = {-CUDART_INF_F, -CUDART_INF_F, -1};
+    for (int i = threadIdx.x; i < parts; i += WARP)
+        best = better(best, candidate_of(picks + (row * parts + i) * KERN_PICK_WORDS));
+    best = warp_best(best);
+    if (threadIdx.x == 0)
+        store_pick(pick + row * KERN_PICK_WORDS, best);
+}
+
+extern "C" int kern_cuda_launch_vocab_pick(const kern_cuda_ctx *ctx, const kern_vocab_pick_args *a)
+{
+    const int parts = parts_of(a->shard);
+    const size_t words = (size_t)parts * a->rows * KERN_PICK_WORDS;
+    if (words * sizeof(float) > ctx->workspace_bytes)
+        return KERN_CUDA_NO_ROOM;
+    float *picks = parts > 1 ? (float *)ctx->workspace : ptr<float>(a->pick);
+    vocab_pick_kernel<<<dim3(parts, a->rows), THREADS, 0, ctx->stream>>>(
+        ptr<float>(a->logits), ptr<kern_sample_row>(a->sample), ptr<unsigned>(a->state), picks,
+        a->shard, a->first_id, a->mask_id);
+    if (parts > 1)
+        join_picks_kernel<<<a->rows, WARP, 0, ctx->stream>>>(picks, ptr<float>(a->pick), parts);
+    return cudaGetLastError();
 }
 
 __global__ void vocab_choose_kernel(const float *picks, const float *norm, int *token,
