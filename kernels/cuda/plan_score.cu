@@ -4,9 +4,9 @@
 //
 // max(q min, q max) is max(q, 0) max + min(q, 0) min. A block holds the metadata of 32
 // pages of one KV head in shared memory and takes the lanes (active rows x heads of
-// the group) a tile at a time: a warp has four lanes, a thread one page. Bounds are
-// computed twice, once for the softmax's maximum and sum per run of pages, once for
-// the shares: cheaper than to keep them, a row and head need max_pages of them.
+// the group) a tile at a time: a warp has four lanes, a thread one page. Bounds, and
+// their maximum and sum per run of pages, go to the workspace; a second kernel joins
+// the sums, a third turns bounds into shares and adds them up.
 #include "kernels/cuda/common.cuh"
 
 enum { PAGES = 32, WARPS = 8, PER_WARP = 4, LANES = WARPS * PER_WARP };
@@ -19,9 +19,9 @@ struct score_view {
     int chunks;     // runs of PAGES pages
     int tile_rows;  // rows of a tile of lanes
     int tile_heads; // heads of a tile
+    float *bounds;  // [segs, act_cap, heads, max_pages]
     float2 *stats;  // [segs, act_cap, heads, chunks]: maximum and sum of a run
-    float2 *total;  // [segs, act_cap, heads]: over all
-    float *part;    // [segs, kv_heads, act_cap, max_pages]: shares of a KV head
+    float2 *total;  // [segs, act_cap, heads]: maximum, 1 / sum over all
     float *score;   // [scan_segs, score_lists, act_cap, max_pages]
     int score_lists, list0;
 };
@@ -36,10 +36,7 @@ __device__ static int active_rows(const batch_view &b, const plan_view &p, int s
 
 template <int DIM> struct score_tile {
     float most[PAGES][DIM + 4], least[PAGES][DIM + 4];
-    union {
-        float q[LANES][DIM];
-        float share[LANES][PAGES]; // after the last use of q
-    };
+    float q[LANES][DIM];
 };
 
 template <int DIM>
@@ -92,57 +89,32 @@ template <int DIM> __device__ static void bound(const score_tile<DIM> &t, float 
 }
 
 template <int DIM>
-__device__ static void keep_stats(const score_tile<DIM> &t, const score_view &a, const plan_view &p,
-                                  int place0, int lanes, int head0, int heads, bool in)
+__device__ static void keep_bounds(const score_tile<DIM> &t, const score_view &a,
+                                   const batch_view &b, const plan_view &p, int place0, int lanes,
+                                   int head0, int heads, int pages)
 {
-    const size_t seg = blockIdx.z;
+    const int page = blockIdx.x * PAGES + threadIdx.x % WARP;
     float s[PER_WARP];
     bound(t, s);
-    for (int r = 0; r < PER_WARP; r++) {
-        const int i = (threadIdx.x / WARP) * PER_WARP + r;
-        const float top = warp_max(in ? s[r] : -CUDART_INF_F);
-        const float sum = warp_sum(in ? expf(s[r] - top) : 0.0f);
-        if (i < lanes && threadIdx.x % WARP == 0)
-            a.stats[((seg * p.act_cap + place0 + i / heads) * a.heads + head0 + i % heads) *
-                        a.chunks +
-                    blockIdx.x] = make_float2(top, sum);
-    }
-}
-
-template <int DIM>
-__device__ static void add_shares(score_tile<DIM> &t, const score_view &a, const batch_view &b,
-                                  const plan_view &p, int place0, int lanes, int head0, int heads,
-                                  bool first_heads)
-{
-    const size_t seg = blockIdx.z;
-    float s[PER_WARP];
-    bound(t, s);
-    __syncthreads();
     for (int r = 0; r < PER_WARP; r++) {
         const int i = (threadIdx.x / WARP) * PER_WARP + r;
         if (i >= lanes)
-            continue;
-        const float2 all =
-            a.total[(seg * p.act_cap + place0 + i / heads) * a.heads + head0 + i % heads];
-        t.share[i][threadIdx.x % WARP] = expf(s[r] - all.x) / all.y;
+            break;
+        const bool in = page < pages;
+        const float top = warp_max(in ? s[r] : -CUDART_INF_F);
+        const float sum = warp_sum(in ? expf(s[r] - top) : 0.0f);
+        const size_t at =
+            ((size_t)blockIdx.z * p.act_cap + place0 + i / heads) * a.heads + head0 + i % heads;
+        if (in)
+            a.bounds[at * b.max_pages + page] = s[r];
+        if (threadIdx.x % WARP == 0)
+            a.stats[at * a.chunks + blockIdx.x] = make_float2(top, sum);
     }
-    __syncthreads();
-    for (int i = threadIdx.x; i < lanes / heads * PAGES; i += blockDim.x) {
-        const int place = place0 + i / PAGES, g = blockIdx.x * PAGES + i % PAGES;
-        if (g >= b.max_pages)
-            continue;
-        const size_t at = ((seg * a.kv_heads + blockIdx.y) * p.act_cap + place) * b.max_pages + g;
-        float sum = first_heads ? 0.0f : a.part[at];
-        for (int h = 0; h < heads; h++)
-            sum += t.share[i / PAGES * heads + h][i % PAGES];
-        a.part[at] = sum;
-    }
-    __syncthreads();
 }
 
-// Block (run of pages, KV head, segment). SHARES: the second pass.
-template <int DIM, bool SHARES>
-__global__ void __launch_bounds__(WARPS *WARP) score_kernel(score_view a, batch_view b, plan_view p)
+// Block (run of pages, KV head, segment).
+template <int DIM>
+__global__ void __launch_bounds__(WARPS *WARP) bound_kernel(score_view a, batch_view b, plan_view p)
 {
     extern __shared__ __align__(16) char memory[];
     score_tile<DIM> &t = *(score_tile<DIM> *)memory;
@@ -152,7 +124,6 @@ __global__ void __launch_bounds__(WARPS *WARP) score_kernel(score_view a, batch_
     if (first >= pages)
         return;
     load_pages(t, a, b, seg, kv_head, first, pages);
-    const bool in = first + (int)(threadIdx.x % WARP) < pages;
     for (int place = 0; place < rows; place += a.tile_rows) {
         const int places = min(a.tile_rows, rows - place);
         for (int head = 0; head < a.group; head += a.tile_heads) {
@@ -161,10 +132,7 @@ __global__ void __launch_bounds__(WARPS *WARP) score_kernel(score_view a, batch_
             __syncthreads();
             load_lanes(t, a, p.act_rows + b.seg_row0[seg], place, places, head0, heads);
             __syncthreads();
-            if (SHARES)
-                add_shares(t, a, b, p, place, places * heads, head0, heads, head == 0);
-            else
-                keep_stats(t, a, p, place, places * heads, head0, heads, in);
+            keep_bounds(t, a, b, p, place, places * heads, head0, heads, pages);
         }
     }
 }
@@ -188,10 +156,11 @@ __global__ void total_kernel(score_view a, batch_view b, plan_view p)
         sum += expf(stats[c].x - top) * stats[c].y;
     sum = warp_sum(sum);
     if (lane == 0)
-        a.total[at] = make_float2(top, sum);
+        a.total[at] = make_float2(top, 1.0f / sum);
 }
 
-// Adds the KV heads of a list, and clears what no row, page or local list has.
+// Adds the shares of a list's heads, in order, and clears what no row, page or local
+// list has. A thread takes a page of one place of one list.
 __global__ void list_kernel(score_view a, batch_view b, plan_view p)
 {
     const int g = blockIdx.x * blockDim.x + threadIdx.x;
@@ -201,14 +170,16 @@ __global__ void list_kernel(score_view a, batch_view b, plan_view p)
         return;
     int pages;
     const int rows = active_rows(b, p, seg, &pages);
-    const bool shared = a.score_lists == 1;
-    const int head0 = shared ? 0 : list - a.list0, heads = shared ? a.kv_heads : 1;
+    const int count = a.score_lists == 1 ? a.heads : a.group;
+    const int head0 = a.score_lists == 1 ? 0 : (list - a.list0) * a.group;
     float sum = 0.0f;
-    if (place < rows && g < pages && head0 >= 0 && head0 + heads <= a.kv_heads) {
-        for (int h = head0; h < head0 + heads; h++)
-            sum +=
-                a.part[(((size_t)blockIdx.z * a.kv_heads + h) * p.act_cap + place) * b.max_pages +
-                       g];
+    if (place < rows && g < pages && head0 >= 0 && head0 + count <= a.heads) {
+        const size_t at = ((size_t)blockIdx.z * p.act_cap + place) * a.heads + head0;
+#pragma unroll 8
+        for (int h = 0; h < count; h++) {
+            const float2 all = a.total[at + h];
+            sum += expf(a.bounds[(at + h) * b.max_pages + g] - all.x) * all.y;
+        }
     }
     a.score[(((size_t)seg * a.score_lists + list) * p.act_cap + place) * b.max_pages + g] = sum;
 }
@@ -218,19 +189,15 @@ static int launch(const kern_cuda_ctx *ctx, const score_view &v, const batch_vie
                   const plan_view &p, int segs)
 {
     const size_t shared = sizeof(score_tile<DIM>);
-    const dim3 grid(v.chunks, v.kv_heads, segs);
-    int error = cudaFuncSetAttribute(score_kernel<DIM, false>,
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    if (!error)
-        error = cudaFuncSetAttribute(score_kernel<DIM, true>,
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    const int error = cudaFuncSetAttribute(
+        bound_kernel<DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
     if (error)
         return error;
-    score_kernel<DIM, false><<<grid, WARPS * WARP, shared, ctx->stream>>>(v, b, p);
+    bound_kernel<DIM>
+        <<<dim3(v.chunks, v.kv_heads, segs), WARPS * WARP, shared, ctx->stream>>>(v, b, p);
     total_kernel<<<dim3(blocks_of(p.act_cap * v.heads, 4), segs), 4 * WARP, 0, ctx->stream>>>(v, b,
                                                                                               p);
-    score_kernel<DIM, true><<<grid, WARPS * WARP, shared, ctx->stream>>>(v, b, p);
-    list_kernel<<<dim3(blocks_of(b.max_pages, 256), v.score_lists * p.act_cap, segs), 256, 0,
+    list_kernel<<<dim3(blocks_of(b.max_pages, 128), v.score_lists * p.act_cap, segs), 128, 0,
                   ctx->stream>>>(v, b, p);
     return cudaGetLastError();
 }
@@ -252,8 +219,7 @@ extern "C" int kern_cuda_launch_page_score(const kern_cuda_ctx *ctx, const kern_
     v.score_lists = a->score_lists;
     v.list0 = a->list0;
     const size_t lanes = (size_t)p.act_cap * v.heads;
-    const size_t parts = (size_t)v.kv_heads * p.act_cap * b.max_pages;
-    const size_t bytes = lanes * (v.chunks + 1) * sizeof(float2) + parts * sizeof(float);
+    const size_t bytes = lanes * (v.chunks + 1) * sizeof(float2) + lanes * b.max_pages * 4;
     const size_t fit = ctx->workspace_bytes / bytes;
     if (fit == 0)
         return KERN_CUDA_NO_ROOM;
@@ -261,7 +227,7 @@ extern "C" int kern_cuda_launch_page_score(const kern_cuda_ctx *ctx, const kern_
         const int left = b.scan_segs - v.seg0, segs = left < (int)fit ? left : (int)fit;
         v.stats = (float2 *)ctx->workspace;
         v.total = v.stats + segs * lanes * v.chunks;
-        v.part = (float *)(v.total + segs * lanes);
+        v.bounds = (float *)(v.total + segs * lanes);
         const int error = v.dim <= 64    ? launch<64>(ctx, v, b, p, segs)
                           : v.dim <= 128 ? launch<128>(ctx, v, b, p, segs)
                                          : launch<256>(ctx, v, b, p, segs);
