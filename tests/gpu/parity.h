@@ -16,6 +16,7 @@ enum { PT_F32, PT_BF16, PT_MODES };
 extern kern_dev *pt_cpu;
 extern kern_dev *pt_gpu[PT_MODES]; // by precision
 extern const char *const pt_mode_name[PT_MODES];
+extern bool pt_quick; // fewer cases, for compute-sanitizer
 static const double pt_tolerance = 2e-5;
 static const double pt_narrow = 1e-2;
 

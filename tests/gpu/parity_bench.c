@@ -86,12 +86,13 @@ typedef struct attn_bench {
     kern_kv kv[SETS_MAX];
     int sets, rows;
     kern_buf *qkv, *o, *lse, *out, *score, *cache_o, *cache_lse;
-    kern_buf *owned[16];
+    kern_buf *owned[20];
     int owned_count;
 } attn_bench;
 
 static kern_buf *own(attn_bench *b, kern_buf *buf)
 {
+    assert_true(b->owned_count < (int)KT_COUNT(b->owned));
     b->owned[b->owned_count++] = buf;
     return buf;
 }

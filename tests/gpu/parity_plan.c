@@ -16,8 +16,9 @@ ac_case *pt_case(kt_rng *rng, ac_shape shape, int steps, bool dense_segment)
     ac_seg segs[8];
     int n = 0;
     for (int i = 0; i < steps; i++)
-        segs[n++] = (ac_seg){i % 3 == 2 ? KERN_SEG_FIRST : KERN_SEG_STEP,
-                             kt_int(rng, 0, i == 0 ? 3000 / shape.block : 40) * shape.block, 1};
+        segs[n++] = (ac_seg){
+            i % 3 == 2 ? KERN_SEG_FIRST : KERN_SEG_STEP,
+            kt_int(rng, 0, i == 0 && !pt_quick ? 3000 / shape.block : 40) * shape.block, 1};
     if (dense_segment) {
         segs[n++] = (ac_seg){KERN_SEG_PREFILL, 3 * shape.block, 5};
         segs[n++] = (ac_seg){KERN_SEG_COMMIT, 17 * shape.block, 1};

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // CUDA against CPU, operation by operation. `--bench` prints speeds instead, `--only
-// PATTERN` runs the tests whose name matches (with * and ?).
+// PATTERN` runs the tests whose name matches (with * and ?), with fewer cases.
 #include "tests/gpu/parity.h"
 
 #include <stdlib.h>
 
 kern_dev *pt_cpu;
 kern_dev *pt_gpu[PT_MODES];
+bool pt_quick;
 const char *const pt_mode_name[PT_MODES] = {"f32", "bf16"};
 
 float pt_bf16(float x)
@@ -116,7 +117,8 @@ int main(int argc, char **argv)
             cmocka_unit_test(pt_test_attn_merge),  cmocka_unit_test(pt_test_vocab),
             cmocka_unit_test(pt_test_unmask),
         };
-        if (argc > 2 && strcmp(argv[1], "--only") == 0)
+        pt_quick = argc > 2 && strcmp(argv[1], "--only") == 0;
+        if (pt_quick)
             cmocka_set_test_filter(argv[2]);
         failed = cmocka_run_group_tests(tests, NULL, NULL);
     }
