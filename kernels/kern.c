@@ -49,6 +49,16 @@ static rt_status attach(kern_dev *dev, const kern_dev_options *options)
                    (int)options->kind);
 }
 
+void *kern_dev_stream(const kern_dev *dev)
+{
+#ifdef LOSA_CUDA
+    if (dev->kind == KERN_CUDA)
+        return kern_cuda_stream(dev);
+#endif
+    (void)dev;
+    return NULL;
+}
+
 int kern_device_count(kern_kind kind)
 {
     if (kind == KERN_CPU)

@@ -52,6 +52,9 @@ kern_kind kern_dev_kind(const kern_dev *dev);
 // The type in which this device keeps weights that are stored as `stored`: the
 // CPU computes in f32 and keeps f32, whatever the file holds.
 kern_dtype kern_dev_weight_dtype(const kern_dev *dev, kern_dtype stored);
+// The stream on which calls are enqueued: a cudaStream_t, for communication backends.
+// NULL on the CPU.
+void *kern_dev_stream(const kern_dev *dev);
 // The type of K and V in this device's pages: f32 or bf16.
 kern_dtype kern_dev_kv_dtype(const kern_dev *dev);
 

@@ -130,5 +130,6 @@ rt_status kern_cpu_upload(kern_dev *dev, const kern_upload_args *args);
 
 rt_status kern_cuda_attach(kern_dev *dev, const kern_dev_options *options);
 int kern_cuda_device_count(void);
+void *kern_cuda_stream(const kern_dev *dev);
 
 #endif

@@ -184,6 +184,11 @@ static rt_status cuda_zero(kern_buf *buf, size_t bytes)
     return RT_OK;
 }
 
+void *kern_cuda_stream(const kern_dev *dev)
+{
+    return kern_cuda_of(dev)->ctx.stream;
+}
+
 static rt_status cuda_sync(kern_dev *dev)
 {
     CUDA_TRY(dev, cudaStreamSynchronize(kern_cuda_of(dev)->ctx.stream));
