@@ -142,11 +142,50 @@ rt_status comm_open_world(double deadline, comm **out)
     return RT_OK;
 }
 
+static rt_status attach_cuda(comm *c, void *stream)
+{
+    if (c->ranks == 1) {
+        c->ops.data = &comm_self_data;
+        return RT_OK;
+    }
+#ifdef LOSA_CUDA
+    return comm_nccl_open(c, stream);
+#else
+    (void)stream;
+    return RT_FAIL(RT_ERR_UNSUPPORTED, "device cuda: this build has no NCCL");
+#endif
+}
+
+rt_status comm_attach(comm *c, kern_dev *dev)
+{
+    RT_CHECK_ARG(c && dev && !c->host_data);
+    if (kern_dev_kind(dev) == KERN_CPU)
+        return RT_OK;
+    c->host_data = c->ops.data;
+    c->host_state = c->data_state;
+    const rt_status status = attach_cuda(c, kern_dev_stream(dev));
+    if (status != RT_OK)
+        c->host_data = NULL;
+    return status;
+}
+
+void comm_detach(comm *c)
+{
+    if (!c->host_data)
+        return;
+    if (c->ops.data->close && c->ops.data != c->host_data)
+        c->ops.data->close(c);
+    c->ops.data = c->host_data;
+    c->data_state = c->host_state;
+    c->host_data = NULL;
+}
+
 void comm_close(comm *c)
 {
     if (!c)
         return;
     stay_if_ended(c);
+    comm_detach(c);
     c->operation = "close";
     c->number++;
     c->limit = c->deadline;

@@ -46,6 +46,12 @@ rt_status comm_open_threads(int ranks, double deadline, comm **out);
 // Collective (a thread's rank leaves by itself); ends MPI.
 void comm_close(comm *c);
 
+// Collective: from here on the data plane works on buffers of this device, on its
+// stream: NCCL between CUDA devices, which are all of one kind. Host memory needs
+// no call. Detach before the device is closed.
+rt_status comm_attach(comm *c, kern_dev *dev);
+void comm_detach(comm *c); // not attached: nothing happens
+
 // The number of a signal that asked this process to end, or 0.
 typedef int comm_signal_fn(void);
 // Not collective. From now on the heart looks at `caught`: a signal that did not lead to

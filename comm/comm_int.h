@@ -37,7 +37,9 @@ enum { COMM_CAUSE_MAX = 1024 };
 
 struct comm {
     comm_ops ops;
-    void *data_state, *ctl_state; // of the two halves
+    void *data_state, *ctl_state;   // of the two halves
+    const comm_data_ops *host_data; // while a device is attached: the data plane it replaced
+    void *host_state;
     int rank, ranks, local_rank, local_ranks;
     double deadline;  // seconds of one wait
     bool watched;     // a heart ends the job when a rank dies or stops
@@ -63,6 +65,8 @@ rt_status comm_timeout(const comm *c);
 
 // Data plane of one rank, on any device.
 extern const comm_data_ops comm_self_data;
+// The data plane of CUDA devices; collective. Replaces what the halves hold.
+rt_status comm_nccl_open(comm *c, void *stream);
 // Starts MPI and fills both halves. On failure MPI may be left running: the
 // program ends without MPI_Finalize, and mpirun ends the job.
 rt_status comm_mpi_open(comm *c);

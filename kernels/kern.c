@@ -49,6 +49,27 @@ static rt_status attach(kern_dev *dev, const kern_dev_options *options)
                    (int)options->kind);
 }
 
+void *kern_dev_stream(const kern_dev *dev)
+{
+#ifdef LOSA_CUDA
+    if (dev->kind == KERN_CUDA)
+        return kern_cuda_stream(dev);
+#endif
+    (void)dev;
+    return NULL;
+}
+
+int kern_device_count(kern_kind kind)
+{
+    if (kind == KERN_CPU)
+        return 1;
+#ifdef LOSA_CUDA
+    if (kind == KERN_CUDA)
+        return kern_cuda_device_count();
+#endif
+    return 0;
+}
+
 rt_status kern_dev_open(const kern_dev_options *options, kern_dev **out)
 {
     RT_CHECK_ARG(options && out);
@@ -83,6 +104,11 @@ kern_kind kern_dev_kind(const kern_dev *dev)
 kern_dtype kern_dev_weight_dtype(const kern_dev *dev, kern_dtype stored)
 {
     return dev->ops->weight_dtype(dev, stored);
+}
+
+kern_dtype kern_dev_kv_dtype(const kern_dev *dev)
+{
+    return dev->ops->kv_dtype(dev);
 }
 
 rt_status kern_buf_new(kern_dev *dev, kern_dtype dtype, size_t count, const char *what,
@@ -154,6 +180,20 @@ rt_status kern_read(const kern_buf *src, size_t first, void *dst, size_t count)
     RT_TRY(check_span("kern_read", src, first, count));
     const size_t size = kern_dtype_size(src->dtype);
     return count ? src->dev->ops->read(src, first * size, dst, count * size) : RT_OK;
+}
+
+rt_status kern_copy(kern_buf *dst, size_t first, const kern_buf *src, size_t first_src,
+                    size_t count)
+{
+    RT_CHECK_ARG(dst && src);
+    RT_CHECK_ARG(dst->dev == src->dev);
+    RT_CHECK_ARG(dst->dtype == src->dtype);
+    RT_TRY(check_span("kern_copy: dst", dst, first, count));
+    RT_TRY(check_span("kern_copy: src", src, first_src, count));
+    const size_t size = kern_dtype_size(dst->dtype);
+    if (count == 0)
+        return RT_OK;
+    return dst->dev->ops->copy(dst, first * size, src, first_src * size, count * size);
 }
 
 rt_status kern_fill_zero(kern_buf *buf, size_t count)

@@ -5,8 +5,10 @@
 // arguments once, the same way for every backend, and then calls the device's
 // function table. Calls enqueue on the device's stream; results are visible to
 // the host after kern_sync or kern_read (the CPU backend is synchronous). No
-// operation allocates. Arithmetic accumulates in f32; a row's result does not
-// depend on the other rows of the call nor on the number of threads.
+// operation allocates. Arithmetic accumulates in f32 in a fixed order: the same call
+// gives the same bits, whatever the number of threads. On the CPU a row's result does
+// not depend on the other rows of the call either; on a GPU the number of rows may
+// choose another tiling, and so another rounding.
 //
 // Matrices are row-major; [rows, cols] names the shape. A buffer holds at least
 // what the shape says; the rest is not touched.
@@ -28,11 +30,21 @@ typedef enum kern_kind { KERN_CPU, KERN_CUDA } kern_kind;
 // A device with its stream, workspace and library handles.
 typedef struct kern_dev kern_dev;
 
+// In what type a CUDA device keeps weights and KV pages. The CPU is always f32.
+typedef enum kern_precision {
+    KERN_PRECISION_AUTO, // weights as stored, KV in bf16
+    KERN_PRECISION_F32,  // both in f32 and no tensor cores, to compare with the CPU
+} kern_precision;
+
 typedef struct kern_dev_options {
     kern_kind kind;
     int index;   // CUDA device number; 0 on the CPU
     int threads; // CPU worker threads, >= 1
+    kern_precision precision;
 } kern_dev_options;
+
+// Devices of a kind that this build can open here; 0: none.
+int kern_device_count(kern_kind kind);
 
 rt_status kern_dev_open(const kern_dev_options *options, kern_dev **out);
 void kern_dev_close(kern_dev *dev); // buffers must be freed before
@@ -40,6 +52,11 @@ kern_kind kern_dev_kind(const kern_dev *dev);
 // The type in which this device keeps weights that are stored as `stored`: the
 // CPU computes in f32 and keeps f32, whatever the file holds.
 kern_dtype kern_dev_weight_dtype(const kern_dev *dev, kern_dtype stored);
+// The stream on which calls are enqueued: a cudaStream_t, for communication backends.
+// NULL on the CPU.
+void *kern_dev_stream(const kern_dev *dev);
+// The type of K and V in this device's pages: f32 or bf16.
+kern_dtype kern_dev_kv_dtype(const kern_dev *dev);
 
 // A device allocation of `count` elements. Owned by the caller; must not outlive
 // its device. New buffers are zeroed.
@@ -57,6 +74,10 @@ void *kern_buf_ptr(const kern_buf *buf);
 // kern_write may return before the copy is done only if `src` was consumed.
 rt_status kern_write(kern_buf *dst, size_t first, const void *src, size_t count);
 rt_status kern_read(const kern_buf *src, size_t first, void *dst, size_t count);
+// Copies `count` elements between buffers of one device and type that do not overlap,
+// in the order of the stream.
+rt_status kern_copy(kern_buf *dst, size_t first, const kern_buf *src, size_t first_src,
+                    size_t count);
 // Sets the first `count` elements to zero.
 rt_status kern_fill_zero(kern_buf *buf, size_t count);
 rt_status kern_sync(kern_dev *dev);
@@ -203,9 +224,9 @@ typedef struct kern_gather_rows_args {
 rt_status kern_gather_rows(kern_dev *dev, const kern_gather_rows_args *args);
 
 // ---- KV pages ------------------------------------------------------------------
-// K and V of one layer: f32 [pages, kv_heads, page, head_dim] each. Metadata: the
-// smallest and largest key per page, head and channel, after RoPE (QUEST, arXiv
-// 2406.10774): f32 [pages, kv_heads, head_dim] each.
+// K and V of one layer: [pages, kv_heads, page, head_dim] each, of the device's KV
+// type. Metadata: the smallest and largest key, as stored, per page, head and channel,
+// after RoPE (QUEST, arXiv 2406.10774): f32 [pages, kv_heads, head_dim] each.
 
 typedef struct kern_kv {
     kern_buf *k, *v;

@@ -128,8 +128,9 @@ rt_status kern_check_kv(const kern_check *check, const kern_kv *kv, const kern_b
     RT_TRY(check_kv_shape(check, kv));
     const size_t dims[] = {(size_t)kv->pages, (size_t)kv->kv_heads, (size_t)batch->page,
                            (size_t)kv->head_dim};
-    RT_TRY(kern_check_buf(check, "kv.k", kv->k, KERN_F32, 4, dims));
-    return kern_check_buf(check, "kv.v", kv->v, KERN_F32, 4, dims);
+    const kern_dtype dtype = kern_dev_kv_dtype(check->dev);
+    RT_TRY(kern_check_buf(check, "kv.k", kv->k, dtype, 4, dims));
+    return kern_check_buf(check, "kv.v", kv->v, dtype, 4, dims);
 }
 
 rt_status kern_check_kv_meta(const kern_check *check, const kern_kv *kv)

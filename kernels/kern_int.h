@@ -49,14 +49,17 @@ struct kern_buf {
     X(unmask, kern_unmask_args)
 
 typedef struct kern_ops {
-    // Device and buffers. `alloc` gives zeroed memory; `write`, `read` and `zero`
-    // take byte offsets and counts that lie within the buffer.
+    // Device and buffers. `alloc` gives zeroed memory; `write`, `read`, `copy` and
+    // `zero` take byte offsets and counts that lie within the buffer.
     void (*close)(kern_dev *dev); // frees what the backend attached to the device
     kern_dtype (*weight_dtype)(const kern_dev *dev, kern_dtype stored);
+    kern_dtype (*kv_dtype)(const kern_dev *dev);
     rt_status (*alloc)(kern_dev *dev, size_t bytes, const char *what, void **out);
     void (*release)(kern_dev *dev, void *ptr);
     rt_status (*write)(kern_buf *dst, size_t offset, const void *src, size_t bytes);
     rt_status (*read)(const kern_buf *src, size_t offset, void *dst, size_t bytes);
+    rt_status (*copy)(kern_buf *dst, size_t offset, const kern_buf *src, size_t offset_src,
+                      size_t bytes);
     rt_status (*zero)(kern_buf *buf, size_t bytes);
     rt_status (*upload)(kern_dev *dev, const kern_upload_args *args);
     rt_status (*sync)(kern_dev *dev);
@@ -126,5 +129,7 @@ rt_status kern_cpu_upload(kern_dev *dev, const kern_upload_args *args);
 // ---- CUDA backend, in builds with LOSA_CUDA --------------------------------------
 
 rt_status kern_cuda_attach(kern_dev *dev, const kern_dev_options *options);
+int kern_cuda_device_count(void);
+void *kern_cuda_stream(const kern_dev *dev);
 
 #endif

@@ -53,6 +53,10 @@ void app_release_signals(void);
 // Returns `status` when there is only one rank.
 rt_status app_abandon(comm *c, rt_status status);
 
+// Values of --device and --precision.
+const char *app_device_choice(size_t i);
+const char *app_precision_choice(size_t i);
+
 // Rows of the tables that several commands share. A is the argument struct.
 #define APP_OPTION_MODEL(A)                                                                        \
     {                                                                                              \
@@ -62,6 +66,17 @@ rt_status app_abandon(comm *c, rt_status status);
 #define APP_OPTION_JSON(A, text)                                                                   \
     {                                                                                              \
         "json", 0, APP_FLAG, offsetof(A, json), 0, 0, NULL, NULL, text, NULL, NULL, NULL           \
+    }
+#define APP_OPTION_DEVICE(A)                                                                       \
+    {                                                                                              \
+        "device", 0, APP_CHOICE, offsetof(A, engine.device), 0, 0, "KIND", NULL,                   \
+            "where to compute", "Machine", app_device_choice, NULL                                 \
+    }
+#define APP_OPTION_PRECISION(A)                                                                    \
+    {                                                                                              \
+        "precision", 0, APP_CHOICE, offsetof(A, engine.precision), 0, 0, "KIND", NULL,             \
+            "of weights and KV pages on a GPU: as stored and bf16, or f32", NULL,                  \
+            app_precision_choice, NULL                                                             \
     }
 #define APP_OPTION_TIMEOUT(A)                                                                      \
     {                                                                                              \

@@ -20,11 +20,6 @@ static const char *strategy_choice(size_t i) // in the order of rt_strategy
     return i < 4 ? names[i] : NULL;
 }
 
-static const char *device_choice(size_t i) // in the order of kern_kind
-{
-    return i == 0 ? "cpu" : NULL;
-}
-
 #define AT(member) offsetof(app_generate_args, member)
 #define CHECKPOINT "from the checkpoint"
 
@@ -86,8 +81,8 @@ static const app_option options[] = {
 
     APP_OPTIONS_ATTENTION(app_generate_args, attention),
 
-    {"device", 0, APP_CHOICE, AT(engine.device), 0, 0, "KIND", NULL, "where to compute", "Machine",
-     device_choice, NULL},
+    APP_OPTION_DEVICE(app_generate_args),
+    APP_OPTION_PRECISION(app_generate_args),
     {"threads", 0, APP_INT, AT(engine.threads), 0, 1024, "N", NULL,
      "per rank; 0: cores / ranks of the host", NULL, NULL, NULL},
     {"prefill-chunk", 0, APP_INT, AT(engine.prefill_chunk), 1, 1 << 20, "N", NULL,

@@ -22,6 +22,12 @@ static kern_dtype cpu_weight_dtype(const kern_dev *dev, kern_dtype stored)
     return KERN_F32;
 }
 
+static kern_dtype cpu_kv_dtype(const kern_dev *dev)
+{
+    (void)dev;
+    return KERN_F32;
+}
+
 static rt_status cpu_alloc(kern_dev *dev, size_t bytes, const char *what, void **out)
 {
     (void)dev;
@@ -50,6 +56,13 @@ static rt_status cpu_read(const kern_buf *src, size_t offset, void *dst, size_t 
     return RT_OK;
 }
 
+static rt_status cpu_copy(kern_buf *dst, size_t offset, const kern_buf *src, size_t offset_src,
+                          size_t bytes)
+{
+    memcpy((char *)dst->ptr + offset, (const char *)src->ptr + offset_src, bytes);
+    return RT_OK;
+}
+
 static rt_status cpu_zero(kern_buf *buf, size_t bytes)
 {
     memset(buf->ptr, 0, bytes);
@@ -64,10 +77,12 @@ static rt_status cpu_sync(kern_dev *dev)
 
 static const kern_ops cpu_ops = {.close = cpu_close,
                                  .weight_dtype = cpu_weight_dtype,
+                                 .kv_dtype = cpu_kv_dtype,
                                  .alloc = cpu_alloc,
                                  .release = cpu_release,
                                  .write = cpu_write,
                                  .read = cpu_read,
+                                 .copy = cpu_copy,
                                  .zero = cpu_zero,
                                  .upload = kern_cpu_upload,
                                  .sync = cpu_sync,

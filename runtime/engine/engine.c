@@ -11,7 +11,7 @@
 rt_engine_options rt_engine_options_default(void)
 {
     return (rt_engine_options){
-        .device = KERN_CPU,
+        .device = kern_device_count(KERN_CUDA) > 0 ? KERN_CUDA : KERN_CPU,
         .mask_id = -1,
         .max_sessions = 1,
         .prefill_chunk = 512,
@@ -92,10 +92,18 @@ static rt_status configure(rt_engine *e, const rt_engine_options *options)
 
 static rt_status open_device(rt_engine *e)
 {
+    const int local = comm_local_ranks(e->group.comm);
+    const int there = kern_device_count(e->options.device);
+    if (e->options.device == KERN_CUDA && local > there)
+        return RT_FAIL(RT_ERR_UNSUPPORTED,
+                       "device cuda: %d ranks on this host, %d GPUs: every "
+                       "rank needs one of its own",
+                       local, there);
     const kern_dev_options dev = {
         .kind = e->options.device,
         .index = comm_local_rank(e->group.comm),
         .threads = e->options.threads,
+        .precision = e->options.precision,
     };
     RT_TRY(kern_dev_open(&dev, &e->dev));
     e->group.dev = e->dev;
@@ -232,12 +240,26 @@ static rt_status open_state(rt_engine *e)
     return rt_engine_is_root(e) ? open_root(e) : RT_OK;
 }
 
-static rt_status open_all(rt_engine *e, const rt_engine_options *options)
+static rt_status open_machine(rt_engine *e, const rt_engine_options *options)
 {
     RT_TRY(configure(e, options));
-    RT_TRY(open_device(e));
+    return open_device(e);
+}
+
+static rt_status open_memory(rt_engine *e)
+{
     RT_TRY(open_model(e));
     return open_state(e);
+}
+
+// One rank's failure must not leave the others waiting in a collective: between
+// collectives the ranks agree.
+static rt_status open_all(rt_engine *e, const rt_engine_options *options)
+{
+    comm *c = e->group.comm;
+    RT_TRY(comm_agree(c, open_machine(e, options)));
+    RT_TRY(comm_attach(c, e->dev));
+    return comm_agree(c, open_memory(e));
 }
 
 static void free_all(rt_engine *e)
@@ -264,6 +286,7 @@ static void free_all(rt_engine *e)
     rt_batch_close(&e->batch);
     rt_kvcache_close(&e->kv);
     rt_model_close(e->model);
+    comm_detach(e->group.comm);
     kern_dev_close(e->dev);
     rt_free(e);
 }
@@ -271,7 +294,6 @@ static void free_all(rt_engine *e)
 rt_status rt_engine_open(const rt_engine_options *options, comm *c, rt_engine **out)
 {
     rt_engine *e;
-    // One rank's failure must not leave the others waiting in a collective.
     rt_status status = comm_agree(c, RT_ALLOC(e, 1, "engine"));
     if (status != RT_OK) {
         rt_free(e);
@@ -279,7 +301,7 @@ rt_status rt_engine_open(const rt_engine_options *options, comm *c, rt_engine **
     }
     e->group.comm = c;
     e->sessions_end = &e->sessions;
-    status = comm_agree(c, open_all(e, options));
+    status = open_all(e, options);
     if (status != RT_OK) {
         free_all(e);
         return status;

@@ -23,7 +23,8 @@ typedef uint32_t rt_session_id; // never 0
 
 typedef struct rt_engine_options {
     const char *model_dir;
-    kern_kind device;
+    kern_kind device; // default: CUDA where there is a GPU
+    kern_precision precision;
     int threads;          // per rank; 0 = cores / local ranks
     int block_length;     // 0 = from the checkpoint
     int mask_id;          // -1 = from the checkpoint

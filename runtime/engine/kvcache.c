@@ -10,8 +10,9 @@ static rt_status open_layer(kern_dev *dev, const rt_kvcache_shape *s, kern_kv *k
     kv->pages = s->pages;
     kv->kv_heads = s->kv_heads;
     kv->head_dim = s->head_dim;
-    RT_TRY(kern_buf_new(dev, KERN_F32, tokens, "KV pages", &kv->k));
-    RT_TRY(kern_buf_new(dev, KERN_F32, tokens, "KV pages", &kv->v));
+    const kern_dtype dtype = kern_dev_kv_dtype(dev);
+    RT_TRY(kern_buf_new(dev, dtype, tokens, "KV pages", &kv->k));
+    RT_TRY(kern_buf_new(dev, dtype, tokens, "KV pages", &kv->v));
     RT_TRY(kern_buf_new(dev, KERN_F32, meta, "page metadata", &kv->kmin));
     return kern_buf_new(dev, KERN_F32, meta, "page metadata", &kv->kmax);
 }

@@ -20,12 +20,12 @@ static double ratio(uint64_t part, uint64_t whole, double otherwise)
     return whole ? (double)part / (double)whole : otherwise;
 }
 
-// Bytes of K and V of one token, and of the metadata of one page, in one list.
-static uint64_t bytes_per_list(const rt_engine *e)
+// Values in K and V of one token, and in the metadata of one page, in one list.
+static uint64_t values_per_list(const rt_engine *e)
 {
     const bool shared = e->options.attention.scope == LOSA_SCOPE_SHARED;
     const uint64_t heads = shared ? (uint64_t)e->plan.kv_heads.count : 1;
-    return heads * (uint64_t)e->config.head_dim * 2 * sizeof(float);
+    return heads * (uint64_t)e->config.head_dim * 2;
 }
 
 static void sum_results(const rt_engine *e, Pb__Result *const *results, rt_stats *st)
@@ -48,7 +48,9 @@ static void sum_results(const rt_engine *e, Pb__Result *const *results, rt_stats
     st->active_share = ratio(sum.active_later, sum.rows_later, 1);
     st->union_inflation = ratio(sum.union_pages, sum.budget_pages, 1);
     st->prefix_tokens_read = sum.read_total;
-    st->prefix_bytes_read = (sum.read_total + sum.scanned) * bytes_per_list(e);
+    st->prefix_bytes_read =
+        values_per_list(e) *
+        (sum.read_total * kern_dtype_size(kern_dev_kv_dtype(e->dev)) + sum.scanned * sizeof(float));
     st->exchange_bytes = sum.exchange_bytes;
 }
 

@@ -194,6 +194,15 @@ static inline void ac_free(ac_case *c)
         rt_free(all[i]);
 }
 
+// Keys or values in the type of the device's pages; NaN stays NaN.
+static inline kern_buf *ac_upload_kv(kern_dev *dev, const float *data, size_t count)
+{
+    kern_buf *buf = kt_out(dev, kern_dev_kv_dtype(dev), count);
+    KT_OK(kern_upload(&(kern_upload_args){
+        .dst = buf, .src = data, .dtype = KERN_F32, .rows = 1, .cols = count, .stride = count}));
+    return buf;
+}
+
 // Selection in which segments of every kind scan for `top` pages.
 static inline kern_page_select_args ac_select(kern_buf *score, ac_dev *d, int score_lists,
                                               int list0, int top)
@@ -235,8 +244,8 @@ static inline ac_dev ac_upload(const ac_case *c, kern_dev *dev)
                          .act_count = kt_in_i32(dev, c->act_count, segs),
                          .pages = kt_in_i32(dev, c->list, lists * width),
                          .page_count = kt_in_i32(dev, c->list_count, lists)};
-    d.kv = (kern_kv){.k = kt_in_f32(dev, c->k, meta * (size_t)c->shape.page),
-                     .v = kt_in_f32(dev, c->v, meta * (size_t)c->shape.page),
+    d.kv = (kern_kv){.k = ac_upload_kv(dev, c->k, meta * (size_t)c->shape.page),
+                     .v = ac_upload_kv(dev, c->v, meta * (size_t)c->shape.page),
                      .kmin = kt_in_f32(dev, c->kmin, meta),
                      .kmax = kt_in_f32(dev, c->kmax, meta),
                      .pages = c->pages,

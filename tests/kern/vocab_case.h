@@ -12,6 +12,7 @@ typedef struct vocab_case {
     int rows, vocab, mask_id;
     const float *logits; // [rows, vocab]
     const kern_sample_row *sample;
+    kern_dev *dev; // NULL: a CPU device of its own, with so many threads
     int threads;
     int ranks;
     int cuts[VC_RANKS + 1]; // rank i holds tokens [cuts[i], cuts[i + 1])
@@ -166,7 +167,7 @@ static inline void vc_choose(kern_dev *dev, const vocab_case *c, vc_rank *ranks,
 static inline void vc_run(const vocab_case *c, vocab_result *out)
 {
     const size_t rows = (size_t)c->rows;
-    kern_dev *dev = kt_open(c->threads);
+    kern_dev *dev = c->dev ? c->dev : kt_open(c->threads);
     vc_rank ranks[VC_RANKS];
     for (int i = 0; i < c->ranks; i++)
         vc_open_rank(dev, c, i, &ranks[i]);
@@ -184,7 +185,8 @@ static inline void vc_run(const vocab_case *c, vocab_result *out)
     out->norm = kt_take(ranks[0].norm, rows * KERN_NORM_WORDS);
     for (int i = 0; i < c->ranks; i++)
         vc_close_rank(&ranks[i]);
-    kern_dev_close(dev);
+    if (!c->dev)
+        kern_dev_close(dev);
 }
 
 static inline void vc_free_result(vocab_result *result)

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels share: views of buffers, batch and plan as raw pointers, loads of
+// any weight type as f32, and reductions in a fixed order.
+#ifndef KERNELS_CUDA_COMMON_CUH
+#define KERNELS_CUDA_COMMON_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <math.h>
+#include <math_constants.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+extern "C" {
+#include "kernels/cuda/launch.h"
+}
+
+enum { WARP = 32 };
+static const unsigned ALL_LANES = 0xffffffffu;
+
+template <typename T> static T *ptr(kern_buf *buf)
+{
+    return buf ? (T *)kern_buf_ptr(buf) : nullptr;
+}
+
+template <typename T> static const T *ptr(const kern_buf *buf)
+{
+    return buf ? (const T *)kern_buf_ptr(buf) : nullptr;
+}
+
+static inline unsigned blocks_of(size_t count, unsigned size)
+{
+    return (unsigned)((count + size - 1) / size);
+}
+
+// ---- types ----------------------------------------------------------------------
+
+__device__ inline float to_f32(float x)
+{
+    return x;
+}
+__device__ inline float to_f32(__nv_bfloat16 x)
+{
+    return __bfloat162float(x);
+}
+__device__ inline float to_f32(__half x)
+{
+    return __half2float(x);
+}
+
+template <typename T> __device__ inline T from_f32(float x);
+template <> __device__ inline float from_f32<float>(float x)
+{
+    return x;
+}
+template <> __device__ inline __nv_bfloat16 from_f32<__nv_bfloat16>(float x)
+{
+    return __float2bfloat16_rn(x);
+}
+template <> __device__ inline __half from_f32<__half>(float x)
+{
+    return __float2half_rn(fminf(fmaxf(x, -65504.0f), 65504.0f));
+}
+
+// ---- reductions -----------------------------------------------------------------
+
+__device__ inline float warp_sum(float x)
+{
+    for (int offset = WARP / 2; offset > 0; offset /= 2)
+        x += __shfl_xor_sync(ALL_LANES, x, offset);
+    return x;
+}
+
+__device__ inline float warp_max(float x)
+{
+    for (int offset = WARP / 2; offset > 0; offset /= 2)
+        x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, offset));
+    return x;
+}
+
+__device__ inline int warp_sum_int(int x)
+{
+    return __reduce_add_sync(ALL_LANES, x);
+}
+
+// Sum over the block, to every thread; `shared` has room for a value per warp. All
+// threads take part; blocks are whole warps.
+__device__ inline float block_sum(float x, float *shared)
+{
+    const int warps = blockDim.x / WARP, lane = threadIdx.x % WARP;
+    x = warp_sum(x);
+    __syncthreads();
+    if (lane == 0)
+        shared[threadIdx.x / WARP] = x;
+    __syncthreads();
+    return warp_sum(lane < warps ? shared[lane] : 0.0f);
+}
+
+__device__ inline float block_max(float x, float *shared)
+{
+    const int warps = blockDim.x / WARP, lane = threadIdx.x % WARP;
+    x = warp_max(x);
+    __syncthreads();
+    if (lane == 0)
+        shared[threadIdx.x / WARP] = x;
+    __syncthreads();
+    return warp_max(lane < warps ? shared[lane] : -CUDART_INF_F);
+}
+
+// Sum of what the threads before this one hold; *total gets the sum of all.
+__device__ inline int block_scan(int x, int *shared, int *total)
+{
+    const int warps = blockDim.x / WARP, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int sum = x;
+    for (int offset = 1; offset < WARP; offset *= 2) {
+        const int other = __shfl_up_sync(ALL_LANES, sum, offset);
+        sum += lane >= offset ? other : 0;
+    }
+    __syncthreads();
+    if (lane == WARP - 1)
+        shared[warp] = sum;
+    __syncthreads();
+    const int mine = lane < warps ? shared[lane] : 0;
+    const int before = warp_sum_int(lane < warp ? mine : 0);
+    *total = warp_sum_int(mine);
+    return before + sum - x;
+}
+
+// ---- batch and plan ----------------------------------------------------------------
+
+struct batch_view {
+    int rows, segs, sparse_segs, scan_segs, mass_segs;
+    int block, page, max_pages;
+    const int *pos, *row_state, *row_seg, *seg_row0, *seg_kind, *seg_slot, *seg_mass;
+    const int *page_table, *kv_slot, *cache_slot;
+
+    __device__ int prefix(int row) const // tokens before the block of a row
+    {
+        return pos[row] / block * block;
+    }
+    __device__ int pages_of(int tokens) const
+    {
+        return (tokens + page - 1) / page;
+    }
+    __device__ int page_tokens(int g, int tokens) const // of page g, that lie in the prefix
+    {
+        return min(max(tokens - g * page, 0), page);
+    }
+};
+
+static inline batch_view view(const kern_batch *b)
+{
+    batch_view v = {b->rows,      b->segs,  b->sparse_segs, b->scan_segs,
+                    b->mass_segs, b->block, b->page,        b->max_pages};
+    v.pos = ptr<int>(b->pos);
+    v.row_state = ptr<int>(b->row_state);
+    v.row_seg = ptr<int>(b->row_seg);
+    v.seg_row0 = ptr<int>(b->seg_row0);
+    v.seg_kind = ptr<int>(b->seg_kind);
+    v.seg_slot = ptr<int>(b->seg_slot);
+    v.seg_mass = ptr<int>(b->seg_mass);
+    v.page_table = ptr<int>(b->page_table);
+    v.kv_slot = ptr<int>(b->kv_slot);
+    v.cache_slot = ptr<int>(b->cache_slot);
+    return v;
+}
+
+struct plan_view {
+    int lists, act_cap, max_pages;
+    int *act_rows, *act_count, *pages, *page_count;
+
+    // The pages of one list of a segment; count -1: every page of the prefix.
+    __device__ const int *list(int seg, int l, int *count) const
+    {
+        *count = page_count[seg * lists + l];
+        return pages + (size_t)(seg * lists + l) * max_pages;
+    }
+};
+
+static inline plan_view view(const kern_plan *p, const kern_batch *b)
+{
+    return plan_view{p->lists,
+                     p->act_cap,
+                     b->max_pages,
+                     ptr<int>(p->act_rows),
+                     ptr<int>(p->act_count),
+                     ptr<int>(p->pages),
+                     ptr<int>(p->page_count)};
+}
+
+// Tokens that a row with this prefix reads through a list (only the last page of the
+// prefix can be partial, and lists ascend).
+__device__ inline int list_tokens(const batch_view &b, const int *list, int count, int prefix)
+{
+    if (count <= 0)
+        return count < 0 ? prefix : 0;
+    return (count - 1) * b.page + b.page_tokens(list[count - 1], prefix);
+}
+
+// Pages that one row takes of a prefix of `pages`: `top`, but the first and last.
+__device__ inline int plan_budget(int top, int pages)
+{
+    const int least = min(pages, 2);
+    return top < least ? least : min(top, pages);
+}
+
+#endif

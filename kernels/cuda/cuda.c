@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA device: stream, workspace, staging, buffers, and the table.
+//
+// Calls enqueue on one stream; kern_read and kern_sync wait for it. Host memory goes
+// through pinned staging: kern_write has consumed its source when it returns, and
+// waits only when both halves of the staging memory are in flight. A pointer of
+// kern_buf_ptr is device memory. The calling thread's current CUDA device is set at
+// open; one thread drives a device.
+#include "kernels/cuda/cuda_int.h"
+#include "runtime/base/mem.h"
+
+#include <cublas_v2.h>
+#include <cuda_runtime_api.h>
+#include <string.h>
+
+// Partial results of split attention (tiles x splits x 32 lanes x head_dim f32) and
+// the activations a GEMM reads, whichever runs: a few waves of the largest GPU.
+enum { WORKSPACE = 192 << 20, BLAS_WORKSPACE = 32 << 20 };
+
+rt_status kern_cuda_status(const kern_dev *dev, int error, const char *call)
+{
+    if (error == cudaSuccess)
+        return RT_OK;
+    if (error == KERN_CUDA_NO_ROOM)
+        return RT_FAIL(RT_ERR_LIMIT, "CUDA device %d: %s: needs more than %zu bytes of workspace",
+                       dev->index, call, kern_cuda_of(dev)->ctx.workspace_bytes);
+    const rt_status code = error == cudaErrorMemoryAllocation ? RT_ERR_NOMEM : RT_ERR_DEVICE;
+    return RT_FAIL(code, "CUDA device %d: %s: %s", dev->index, call,
+                   cudaGetErrorString((cudaError_t)error));
+}
+
+rt_status kern_cuda_blas_status(const kern_dev *dev, int error, const char *call)
+{
+    if (error == CUBLAS_STATUS_SUCCESS)
+        return RT_OK;
+    return RT_FAIL(RT_ERR_DEVICE, "CUDA device %d: %s: %s", dev->index, call,
+                   cublasGetStatusString((cublasStatus_t)error));
+}
+
+int kern_cuda_device_count(void)
+{
+    int count = 0;
+    if (cudaGetDeviceCount(&count) == cudaSuccess)
+        return count;
+    (void)cudaGetLastError(); // no driver, no device: not an error here
+    return 0;
+}
+
+// ---- staging ---------------------------------------------------------------------
+
+rt_status kern_cuda_stage(kern_dev *dev, size_t bytes, void **out)
+{
+    kern_cuda_staging *s = &kern_cuda_of(dev)->staging;
+    bytes = (bytes + 255) / 256 * 256;
+    if (s->used + bytes > KERN_CUDA_STAGE) {
+        CUDA_TRY(dev, cudaEventRecord(s->done[s->half], kern_cuda_of(dev)->ctx.stream));
+        s->pending[s->half] = true;
+        s->half ^= 1;
+        s->used = 0;
+        if (s->pending[s->half])
+            CUDA_TRY(dev, cudaEventSynchronize(s->done[s->half]));
+        s->pending[s->half] = false;
+    }
+    *out = s->memory + (size_t)s->half * KERN_CUDA_STAGE + s->used;
+    s->used += bytes;
+    return RT_OK;
+}
+
+rt_status kern_cuda_stage_copy(kern_dev *dev, void *dst, const void *staged, size_t bytes)
+{
+    CUDA_TRY(dev, cudaMemcpyAsync(dst, staged, bytes, cudaMemcpyHostToDevice,
+                                  kern_cuda_of(dev)->ctx.stream));
+    return RT_OK;
+}
+
+static rt_status open_staging(kern_dev *dev)
+{
+    kern_cuda_staging *s = &kern_cuda_of(dev)->staging;
+    CUDA_TRY(dev, cudaMallocHost((void **)&s->memory, 2 * (size_t)KERN_CUDA_STAGE));
+    for (int i = 0; i < 2; i++)
+        CUDA_TRY(dev, cudaEventCreateWithFlags(&s->done[i], cudaEventDisableTiming));
+    return RT_OK;
+}
+
+// ---- the table --------------------------------------------------------------------
+
+static void cuda_close(kern_dev *dev)
+{
+    kern_cuda *cuda = kern_cuda_of(dev);
+    if (cuda->ctx.stream)
+        cudaStreamSynchronize(cuda->ctx.stream);
+    if (cuda->blas)
+        cublasDestroy(cuda->blas);
+    for (int i = 0; i < 2; i++)
+        if (cuda->staging.done[i])
+            cudaEventDestroy(cuda->staging.done[i]);
+    cudaFreeHost(cuda->staging.memory);
+    cudaFree(cuda->blas_workspace);
+    cudaFree(cuda->ctx.workspace);
+    if (cuda->ctx.stream)
+        cudaStreamDestroy(cuda->ctx.stream);
+    rt_free(cuda);
+}
+
+static kern_dtype cuda_weight_dtype(const kern_dev *dev, kern_dtype stored)
+{
+    return kern_cuda_of(dev)->precision == KERN_PRECISION_F32 ? KERN_F32 : stored;
+}
+
+static kern_dtype cuda_kv_dtype(const kern_dev *dev)
+{
+    return kern_cuda_of(dev)->precision == KERN_PRECISION_F32 ? KERN_F32 : KERN_BF16;
+}
+
+static rt_status cuda_alloc(kern_dev *dev, size_t bytes, const char *what, void **out)
+{
+    void *memory = NULL;
+    const cudaError_t error = cudaMalloc(&memory, bytes ? bytes : 1);
+    if (error != cudaSuccess) {
+        (void)cudaGetLastError();
+        size_t left = 0, total = 0;
+        cudaMemGetInfo(&left, &total);
+        return RT_FAIL(error == cudaErrorMemoryAllocation ? RT_ERR_NOMEM : RT_ERR_DEVICE,
+                       "CUDA device %d: %s: %zu bytes, of which %zu are free: %s", dev->index, what,
+                       bytes, left, cudaGetErrorString(error));
+    }
+    const rt_status status = kern_cuda_status(
+        dev, cudaMemsetAsync(memory, 0, bytes, kern_cuda_of(dev)->ctx.stream), "cudaMemsetAsync");
+    if (status != RT_OK) {
+        cudaFree(memory);
+        return status;
+    }
+    *out = memory;
+    return RT_OK;
+}
+
+static void cuda_release(kern_dev *dev, void *ptr)
+{
+    (void)dev;
+    cudaFree(ptr); // waits for the device
+}
+
+static rt_status cuda_write(kern_buf *dst, size_t offset, const void *src, size_t bytes)
+{
+    for (size_t done = 0; done < bytes;) {
+        const size_t n = bytes - done < KERN_CUDA_STAGE ? bytes - done : KERN_CUDA_STAGE;
+        void *staged;
+        RT_TRY(kern_cuda_stage(dst->dev, n, &staged));
+        memcpy(staged, (const char *)src + done, n);
+        RT_TRY(kern_cuda_stage_copy(dst->dev, (char *)dst->ptr + offset + done, staged, n));
+        done += n;
+    }
+    return RT_OK;
+}
+
+static rt_status cuda_read(const kern_buf *src, size_t offset, void *dst, size_t bytes)
+{
+    struct CUstream_st *stream = kern_cuda_of(src->dev)->ctx.stream;
+    for (size_t done = 0; done < bytes;) {
+        const size_t n = bytes - done < KERN_CUDA_STAGE ? bytes - done : KERN_CUDA_STAGE;
+        void *staged;
+        RT_TRY(kern_cuda_stage(src->dev, n, &staged));
+        CUDA_TRY(src->dev, cudaMemcpyAsync(staged, (const char *)src->ptr + offset + done, n,
+                                           cudaMemcpyDeviceToHost, stream));
+        CUDA_TRY(src->dev, cudaStreamSynchronize(stream));
+        memcpy((char *)dst + done, staged, n);
+        done += n;
+    }
+    return RT_OK;
+}
+
+static rt_status cuda_copy(kern_buf *dst, size_t offset, const kern_buf *src, size_t offset_src,
+                           size_t bytes)
+{
+    CUDA_TRY(dst->dev,
+             cudaMemcpyAsync((char *)dst->ptr + offset, (const char *)src->ptr + offset_src, bytes,
+                             cudaMemcpyDeviceToDevice, kern_cuda_of(dst->dev)->ctx.stream));
+    return RT_OK;
+}
+
+static rt_status cuda_zero(kern_buf *buf, size_t bytes)
+{
+    CUDA_TRY(buf->dev, cudaMemsetAsync(buf->ptr, 0, bytes, kern_cuda_of(buf->dev)->ctx.stream));
+    return RT_OK;
+}
+
+void *kern_cuda_stream(const kern_dev *dev)
+{
+    return kern_cuda_of(dev)->ctx.stream;
+}
+
+static rt_status cuda_sync(kern_dev *dev)
+{
+    CUDA_TRY(dev, cudaStreamSynchronize(kern_cuda_of(dev)->ctx.stream));
+    return RT_OK;
+}
+
+static rt_status check_dim(const char *op, int head_dim)
+{
+    if (head_dim > KERN_CUDA_MAX_DIM)
+        return RT_FAIL(RT_ERR_UNSUPPORTED, "%s: head_dim is %d, the CUDA kernels take up to %d", op,
+                       head_dim, KERN_CUDA_MAX_DIM);
+    return RT_OK;
+}
+
+// What an operation's kernels cannot do, beyond kern.c's checks.
+static rt_status check_nothing(const void *args)
+{
+    (void)args;
+    return RT_OK;
+}
+
+static rt_status check_attn_prefix(const kern_attn_prefix_args *args)
+{
+    return check_dim("kern_attn_prefix", args->kv.head_dim);
+}
+
+static rt_status check_attn_merge(const kern_attn_merge_args *args)
+{
+    return check_dim("kern_attn_merge", args->head_dim);
+}
+
+static rt_status check_page_score(const kern_page_score_args *args)
+{
+    return check_dim("kern_page_score", args->kv.head_dim);
+}
+
+#define CHECK_OF(args, a)                                                                          \
+    _Generic((a), const kern_attn_prefix_args *                                                    \
+             : check_attn_prefix, const kern_attn_merge_args *                                     \
+             : check_attn_merge, const kern_page_score_args *                                      \
+             : check_page_score, default                                                           \
+             : check_nothing)(a)
+
+#define CUDA_OP(name, args)                                                                        \
+    static rt_status cuda_##name(kern_dev *dev, const args *a)                                     \
+    {                                                                                              \
+        RT_TRY(CHECK_OF(args, a));                                                                 \
+        const int error = kern_cuda_launch_##name(&kern_cuda_of(dev)->ctx, a);                     \
+        return kern_cuda_status(dev, error, "kern_" #name);                                        \
+    }
+KERN_CUDA_LAUNCH_MAP(CUDA_OP)
+#undef CUDA_OP
+
+static const kern_ops cuda_ops = {.close = cuda_close,
+                                  .weight_dtype = cuda_weight_dtype,
+                                  .kv_dtype = cuda_kv_dtype,
+                                  .alloc = cuda_alloc,
+                                  .release = cuda_release,
+                                  .write = cuda_write,
+                                  .read = cuda_read,
+                                  .copy = cuda_copy,
+                                  .zero = cuda_zero,
+                                  .upload = kern_cuda_upload,
+                                  .sync = cuda_sync,
+                                  .linear = kern_cuda_linear,
+#define CUDA_ENTRY(name, args) .name = cuda_##name,
+                                  KERN_CUDA_LAUNCH_MAP(CUDA_ENTRY)
+#undef CUDA_ENTRY
+};
+
+// ---- opening ------------------------------------------------------------------------
+
+static rt_status open_blas(kern_dev *dev)
+{
+    kern_cuda *cuda = kern_cuda_of(dev);
+    CUDA_TRY(dev, cudaMalloc(&cuda->blas_workspace, BLAS_WORKSPACE));
+    CUBLAS_TRY(dev, cublasCreate(&cuda->blas));
+    CUBLAS_TRY(dev, cublasSetStream(cuda->blas, cuda->ctx.stream));
+    CUBLAS_TRY(dev, cublasSetWorkspace(cuda->blas, cuda->blas_workspace, BLAS_WORKSPACE));
+    return RT_OK;
+}
+
+static rt_status open_all(kern_dev *dev)
+{
+    const int count = kern_cuda_device_count();
+    if (dev->index >= count)
+        return RT_FAIL(RT_ERR_DEVICE, "CUDA device %d: this machine has %d", dev->index, count);
+    kern_cuda_ctx *ctx = &kern_cuda_of(dev)->ctx;
+    CUDA_TRY(dev, cudaSetDevice(dev->index));
+    CUDA_TRY(dev, cudaDeviceGetAttribute(&ctx->sms, cudaDevAttrMultiProcessorCount, dev->index));
+    CUDA_TRY(dev, cudaStreamCreateWithFlags(&ctx->stream, cudaStreamNonBlocking));
+    CUDA_TRY(dev, cudaMalloc(&ctx->workspace, WORKSPACE));
+    ctx->workspace_bytes = WORKSPACE;
+    RT_TRY(open_staging(dev));
+    return open_blas(dev);
+}
+
+rt_status kern_cuda_attach(kern_dev *dev, const kern_dev_options *options)
+{
+    kern_cuda *cuda;
+    RT_TRY(RT_ALLOC(cuda, 1, "CUDA device"));
+    cuda->precision = options->precision;
+    dev->state = cuda;
+    dev->ops = &cuda_ops;
+    const rt_status status = open_all(dev);
+    if (status != RT_OK)
+        cuda_close(dev);
+    return status;
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the .cu files offer to the host code of the CUDA backend.
+//
+// A launcher unwraps the checked arguments of its operation and enqueues kernels on
+// the context's stream. Grids depend on what the host knows (rows, segments, page
+// table width); everything else is read on the device, so that a captured graph
+// stays valid for another content. A launcher returns 0, a cudaError_t, or
+// KERN_CUDA_NO_ROOM when the call needs more workspace than there is.
+#ifndef KERNELS_CUDA_LAUNCH_H
+#define KERNELS_CUDA_LAUNCH_H
+
+#include "kernels/kern.h"
+
+struct CUstream_st;
+
+typedef struct kern_cuda_ctx {
+    struct CUstream_st *stream;
+    int sms;         // multiprocessors
+    void *workspace; // of operations on the stream, reused by each
+    size_t workspace_bytes;
+} kern_cuda_ctx;
+
+enum { KERN_CUDA_NO_ROOM = -1 };
+
+// Largest head_dim that the attention kernels take.
+enum { KERN_CUDA_MAX_DIM = 256 };
+
+// Every operation but linear, which is cuBLAS: X(name, argument struct).
+#define KERN_CUDA_LAUNCH_MAP(X)                                                                    \
+    X(embed, kern_embed_args)                                                                      \
+    X(rmsnorm, kern_rmsnorm_args)                                                                  \
+    X(qk_rope, kern_qk_rope_args)                                                                  \
+    X(swiglu, kern_swiglu_args)                                                                    \
+    X(gather_rows, kern_gather_rows_args)                                                          \
+    X(kv_write, kern_kv_write_args)                                                                \
+    X(locality, kern_locality_args)                                                                \
+    X(active, kern_active_args)                                                                    \
+    X(page_score, kern_page_score_args)                                                            \
+    X(page_select, kern_page_select_args)                                                          \
+    X(page_mass, kern_page_mass_args)                                                              \
+    X(mass_select, kern_mass_select_args)                                                          \
+    X(plan_count, kern_plan_count_args)                                                            \
+    X(plan_checksum, kern_plan_checksum_args)                                                      \
+    X(attn_prefix, kern_attn_prefix_args)                                                          \
+    X(attn_merge, kern_attn_merge_args)                                                            \
+    X(vocab_norm, kern_vocab_norm_args)                                                            \
+    X(vocab_hist, kern_vocab_filter_args)                                                          \
+    X(vocab_narrow, kern_vocab_filter_args)                                                        \
+    X(vocab_pick, kern_vocab_pick_args)                                                            \
+    X(vocab_norm_merge, kern_vocab_norm_merge_args)                                                \
+    X(vocab_choose, kern_vocab_choose_args)                                                        \
+    X(unmask, kern_unmask_args)
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define KERN_CUDA_LAUNCHER(name, args)                                                             \
+    int kern_cuda_launch_##name(const kern_cuda_ctx *ctx, const args *a);
+KERN_CUDA_LAUNCH_MAP(KERN_CUDA_LAUNCHER)
+#undef KERN_CUDA_LAUNCHER
+
+// out[i] = x[i], rounded to bf16 or f16 (f16: clamped to its range), i < count.
+int kern_cuda_launch_narrow(const kern_cuda_ctx *ctx, const float *x, size_t count,
+                            kern_dtype dtype, void *out);
+// y[r] = bias for every row.
+int kern_cuda_launch_bias(const kern_cuda_ctx *ctx, const float *bias, int rows, int cols,
+                          float *y);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

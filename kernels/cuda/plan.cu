@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+// How far tokens moved (locality), which of them read the prefix (active set), the
+// attention mass of pages, and what a plan costs and hashes to.
+#include "kernels/cuda/common.cuh"
+
+// ---- locality ------------------------------------------------------------------
+
+__global__ void locality_kernel(const float *x, float *prev, float *delta, batch_view b, int cols,
+                                int stride, float scale)
+{
+    __shared__ float shared[WARP];
+    const int row = blockIdx.x, slot = b.cache_slot[row];
+    float sum = 0.0f;
+    for (int c = threadIdx.x; slot >= 0 && c < cols; c += blockDim.x) {
+        const float now = x[(size_t)row * stride + c], d = now - prev[(size_t)slot * cols + c];
+        prev[(size_t)slot * cols + c] = now;
+        sum += d * d;
+    }
+    sum = block_sum(sum, shared);
+    const bool later = slot >= 0 && b.seg_kind[b.row_seg[row]] == KERN_SEG_STEP;
+    if (threadIdx.x == 0)
+        delta[row] = later ? sum / (float)cols * scale : 0.0f;
+}
+
+extern "C" int kern_cuda_launch_locality(const kern_cuda_ctx *ctx, const kern_locality_args *a)
+{
+    locality_kernel<<<a->batch->rows, 256, 0, ctx->stream>>>(ptr<float>(a->x), ptr<float>(a->prev),
+                                                             ptr<float>(a->delta), view(a->batch),
+                                                             a->cols, a->stride, a->scale);
+    return cudaGetLastError();
+}
+
+// ---- active set ------------------------------------------------------------------
+
+struct active_view {
+    const float *delta;
+    int rule, k;
+};
+
+// True if fewer than k of the candidate rows changed more than `row`; ties: the lower
+// row leads. Rows with an `excluded` bit in their state are no candidates.
+__device__ static bool among_most_changed(const active_view &a, const batch_view &b, int row,
+                                          int first, int end, int excluded)
+{
+    int ahead = 0;
+    const float mine = a.delta[row];
+    for (int other = first; other < end; other++)
+        if (!(b.row_state[other] & excluded))
+            ahead += a.delta[other] > mine || (a.delta[other] == mine && other < row);
+    return ahead < a.k;
+}
+
+__device__ static bool is_active(const active_view &a, const batch_view &b, int row, int first,
+                                 int end)
+{
+    const int state = b.row_state[row];
+    switch (a.rule) {
+    case KERN_ACTIVE_TOPK:
+        return among_most_changed(a, b, row, first, end, 0);
+    case KERN_ACTIVE_NEW_TOPK:
+        return (state & KERN_ROW_NEW) || among_most_changed(a, b, row, first, end, KERN_ROW_NEW);
+    case KERN_ACTIVE_UNSETTLED:
+        return (state & (KERN_ROW_MASKED | KERN_ROW_NEW)) != 0;
+    default:
+        return true;
+    }
+}
+
+// A segment is a block; it compacts the active rows in order.
+__global__ void active_kernel(active_view a, batch_view b, plan_view p)
+{
+    __shared__ int shared[WARP];
+    const int seg = blockIdx.x, first = b.seg_row0[seg], end = b.seg_row0[seg + 1];
+    const bool sparse = seg < b.sparse_segs;
+    const bool all = !sparse || b.seg_kind[seg] != KERN_SEG_STEP;
+    int count = 0;
+    for (int base = first; base < end; base += blockDim.x) {
+        const int row = base + (int)threadIdx.x;
+        const bool in = row < end && (all || is_active(a, b, row, first, end));
+        int found;
+        const int before = block_scan(in, shared, &found);
+        if (in)
+            p.act_rows[first + count + before] = row;
+        count += found;
+    }
+    if (threadIdx.x == 0)
+        p.act_count[seg] = count;
+    for (int l = threadIdx.x; !sparse && l < p.lists; l += blockDim.x)
+        p.page_count[seg * p.lists + l] = -1;
+}
+
+extern "C" int kern_cuda_launch_active(const kern_cuda_ctx *ctx, const kern_active_args *a)
+{
+    const active_view v = {ptr<float>(a->delta), (int)a->rule, a->k};
+    if (a->batch->segs > 0)
+        active_kernel<<<a->batch->segs, 128, 0, ctx->stream>>>(v, view(a->batch),
+                                                               view(a->plan, a->batch));
+    return cudaGetLastError();
+}
+
+// ---- attention mass ----------------------------------------------------------------
+
+struct mass_view {
+    const float *page_lse, *lse;
+    float *mass;
+    int heads, kv_heads, score_lists, list0;
+};
+
+enum { MASS_PAGES = 32, MASS_PARTS = 8 };
+
+// A block takes 32 pages of one list of one segment: a lane is a page, warps share the
+// rows and heads and are added in order.
+__global__ void page_mass_kernel(mass_view a, batch_view b)
+{
+    __shared__ float sums[MASS_PARTS][MASS_PAGES];
+    const int seg = blockIdx.z, list = blockIdx.y, number = b.seg_mass[seg];
+    const int lane = threadIdx.x % WARP, part = threadIdx.x / WARP;
+    const int g = blockIdx.x * MASS_PAGES + lane;
+    if (number < 0)
+        return;
+    const int lists = a.score_lists == 1 ? 1 : a.kv_heads, local = list - a.list0;
+    const int group = a.heads / a.kv_heads, count = a.score_lists == 1 ? a.heads : group;
+    const int head0 = a.score_lists == 1 ? 0 : local * group;
+    float sum = 0.0f;
+    for (int row = b.seg_row0[seg]; row < b.seg_row0[seg + 1]; row++) {
+        if (local < 0 || local >= lists || b.kv_slot[row] >= 0 || g >= b.pages_of(b.prefix(row)))
+            continue;
+        const size_t lane0 = ((size_t)number * b.block + b.pos[row] % b.block) * a.heads;
+        for (int h = head0 + part; h < head0 + count; h += MASS_PARTS) {
+            const float lse = a.lse[(size_t)row * a.heads + h];
+            if (lse > -CUDART_INF_F)
+                sum += expf(a.page_lse[(lane0 + h) * b.max_pages + g] - lse);
+        }
+    }
+    sums[part][lane] = sum;
+    __syncthreads();
+    if (part > 0 || g >= b.max_pages)
+        return;
+    for (int i = 1; i < MASS_PARTS; i++)
+        sum += sums[i][lane];
+    a.mass[((size_t)number * a.score_lists + list) * b.max_pages + g] = sum;
+}
+
+extern "C" int kern_cuda_launch_page_mass(const kern_cuda_ctx *ctx, const kern_page_mass_args *a)
+{
+    const mass_view v = {ptr<float>(a->page_lse),
+                         ptr<float>(a->lse),
+                         ptr<float>(a->mass),
+                         a->heads,
+                         a->kv_heads,
+                         a->score_lists,
+                         a->list0};
+    const dim3 grid(blocks_of(a->batch->max_pages, MASS_PAGES), a->score_lists, a->batch->segs);
+    if (a->batch->max_pages > 0)
+        page_mass_kernel<<<grid, MASS_PARTS * WARP, 0, ctx->stream>>>(v, view(a->batch));
+    return cudaGetLastError();
+}
+
+// ---- statistics ------------------------------------------------------------------
+
+struct count_view {
+    int top[KERN_SEG_KINDS];
+    long long *counts;
+};
+
+// The prefix of a segment is that of its last row (kernels/cpu/plan.c).
+__global__ void plan_count_kernel(count_view a, batch_view b, plan_view p)
+{
+    const int seg = blockIdx.x * blockDim.x + threadIdx.x;
+    if (seg >= b.segs || b.seg_row0[seg + 1] <= b.seg_row0[seg])
+        return;
+    long long *count = a.counts + (size_t)seg * KERN_COUNT_N;
+    const int active = p.act_count[seg], prefix = b.prefix(b.seg_row0[seg + 1] - 1);
+    const int pages = b.pages_of(prefix);
+    count[KERN_COUNT_PREFIX] += (long long)prefix * p.lists;
+    count[KERN_COUNT_ACTIVE] += active;
+    for (int l = 0; active > 0 && l < p.lists; l++) {
+        int listed;
+        const int *list = p.list(seg, l, &listed);
+        count[KERN_COUNT_READ] += list_tokens(b, list, listed, prefix);
+        if (seg >= b.sparse_segs)
+            continue;
+        count[KERN_COUNT_SCANNED] += seg < b.scan_segs ? pages : 0;
+        count[KERN_COUNT_UNION] += listed < 0 ? pages : listed;
+        count[KERN_COUNT_BUDGET] += plan_budget(a.top[b.seg_kind[seg]], pages);
+    }
+}
+
+extern "C" int kern_cuda_launch_plan_count(const kern_cuda_ctx *ctx, const kern_plan_count_args *a)
+{
+    count_view v;
+    for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
+        v.top[kind] = a->top[kind];
+    v.counts = ptr<long long>(a->counts);
+    if (a->batch->segs > 0)
+        plan_count_kernel<<<blocks_of(a->batch->segs, 64), 64, 0, ctx->stream>>>(
+            v, view(a->batch), view(a->plan, a->batch));
+    return cudaGetLastError();
+}
+
+// FNV-1a is a chain: the lanes only fetch the words ahead.
+__device__ static unsigned fnv1a(unsigned hash, const int *words, int count)
+{
+    for (int base = 0; base < count; base += WARP) {
+        const int i = base + (int)threadIdx.x;
+        const int mine = i < count ? words[i] : 0;
+        for (int j = 0; j < min(WARP, count - base); j++) {
+            const unsigned word = (unsigned)__shfl_sync(ALL_LANES, mine, j);
+            for (int shift = 0; shift < 32; shift += 8)
+                hash = (hash ^ (word >> shift & 0xffu)) * 16777619u;
+        }
+    }
+    return hash;
+}
+
+__global__ void plan_checksum_kernel(batch_view b, plan_view p, bool with_pages, int *out)
+{
+    unsigned hash = 2166136261u;
+    for (int seg = 0; seg < b.sparse_segs; seg++) {
+        hash = fnv1a(hash, p.act_count + seg, 1);
+        hash = fnv1a(hash, p.act_rows + b.seg_row0[seg], p.act_count[seg]);
+        for (int l = 0; with_pages && l < p.lists; l++) {
+            int listed;
+            const int *list = p.list(seg, l, &listed);
+            hash = fnv1a(hash, p.page_count + seg * p.lists + l, 1);
+            hash = fnv1a(hash, list, listed);
+        }
+    }
+    const int folded = (int)((hash ^ hash >> 31) & 0x7fffffffu);
+    if (threadIdx.x == 0) {
+        out[0] = folded;
+        out[1] = -folded;
+    }
+}
+
+extern "C" int kern_cuda_launch_plan_checksum(const kern_cuda_ctx *ctx,
+                                              const kern_plan_checksum_args *a)
+{
+    plan_checksum_kernel<<<1, WARP, 0, ctx->stream>>>(view(a->batch), view(a->plan, a->batch),
+                                                      a->pages, ptr<int>(a->out));
+    return cudaGetLastError();
+}

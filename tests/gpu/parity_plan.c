@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: Apache-2.0
+// KV pages and the page plan: pages and bounds, locality, active sets, scores, lists,
+// attention mass, counters and checksums. Decisions are compared from the same
+// numbers, ties among them, and must be equal.
+#include "tests/gpu/parity.h"
+
+// Sequences of page, block and head shapes, odd ones among them.
+static const ac_shape shapes[] = {
+    // block, page, heads, kv_heads, dim, lists
+    {16, 16, 32, 8, 128, 1}, {16, 16, 32, 8, 128, 8}, {8, 4, 6, 2, 64, 1},
+    {4, 32, 3, 3, 24, 3},    {32, 64, 14, 2, 256, 1}, {16, 16, 40, 1, 64, 1},
+};
+
+ac_case *pt_case(kt_rng *rng, ac_shape shape, int steps, bool dense_segment)
+{
+    ac_seg segs[8];
+    int n = 0;
+    for (int i = 0; i < steps; i++)
+        segs[n++] = (ac_seg){
+            i % 3 == 2 ? KERN_SEG_FIRST : KERN_SEG_STEP,
+            kt_int(rng, 0, i == 0 && !pt_quick ? 3000 / shape.block : 40) * shape.block, 1};
+    if (dense_segment) {
+        segs[n++] = (ac_seg){KERN_SEG_PREFILL, 3 * shape.block, 5};
+        segs[n++] = (ac_seg){KERN_SEG_COMMIT, 17 * shape.block, 1};
+        segs[n++] = (ac_seg){KERN_SEG_FIRST, 9 * shape.block, 2};
+    }
+    ac_case *c = ac_new(rng, shape, segs, n, steps);
+    for (int r = 0; r < c->rows; r++)
+        c->row_state[r] = kt_int(rng, 0, 3);
+    return c;
+}
+
+// Some rows active, ascending lists that hold the last page.
+void pt_random_plan(kt_rng *rng, ac_case *c)
+{
+    for (int s = 0; s < c->sparse_segs; s++) {
+        const int first = c->seg_row0[s], end = c->seg_row0[s + 1];
+        int count = 0;
+        for (int r = first; r < end; r++)
+            if (kt_int(rng, 0, 2) == 0)
+                c->act_rows[first + count++] = r;
+        c->act_count[s] = count;
+        const int pages = (ac_prefix(c, first) + c->shape.page - 1) / c->shape.page;
+        for (int l = 0; l < c->shape.lists; l++) {
+            const int entry = s * c->shape.lists + l;
+            int n = 0;
+            for (int g = 0; g < pages; g++)
+                if (g == pages - 1 || kt_int(rng, 0, 3) == 0)
+                    c->list[entry * c->max_pages + n++] = g;
+            c->list_count[entry] = n;
+        }
+    }
+}
+
+// ---- pages -----------------------------------------------------------------------
+
+typedef struct kv_out {
+    float *k, *v, *kmin, *kmax;
+} kv_out;
+
+// K or V of any type as f32.
+static float *take_kv(const kern_buf *buf, size_t count)
+{
+    if (kern_buf_dtype(buf) == KERN_F32)
+        return kt_take(buf, count);
+    uint16_t *narrow = kt_take(buf, count);
+    float *out = kt_floats(count);
+    for (size_t i = 0; i < count; i++) {
+        const uint32_t bits = (uint32_t)narrow[i] << 16;
+        memcpy(&out[i], &bits, sizeof bits);
+    }
+    rt_free(narrow);
+    return out;
+}
+
+static kv_out run_kv_write(kern_dev *dev, const ac_case *c, const int32_t *slots)
+{
+    ac_dev d = ac_upload(c, dev);
+    const size_t rows = (size_t)c->rows;
+    const size_t meta = (size_t)(c->pages * c->shape.kv_heads) * (size_t)c->shape.dim;
+    kern_buf *slot = kt_in_i32(dev, slots, rows);
+    d.batch.kv_slot = slot;
+    KT_OK(kern_kv_write(dev, &(kern_kv_write_args){d.qkv, d.kv, &d.batch, c->shape.heads}));
+    const kv_out out = {take_kv(d.kv.k, meta * (size_t)c->shape.page),
+                        take_kv(d.kv.v, meta * (size_t)c->shape.page), kt_take(d.kv.kmin, meta),
+                        kt_take(d.kv.kmax, meta)};
+    kern_buf_free(slot);
+    ac_release(&d);
+    return out;
+}
+
+static void free_kv(kv_out *out)
+{
+    rt_free(out->k);
+    rt_free(out->v);
+    rt_free(out->kmin);
+    rt_free(out->kmax);
+}
+
+void pt_test_kv_write(void **state)
+{
+    (void)state;
+    kt_rng rng = {5};
+    for (size_t i = 0; i < KT_COUNT(shapes); i++) {
+        ac_case *c = pt_case(&rng, shapes[i], 2, true);
+        const int page = c->shape.page;
+        const size_t meta = (size_t)(c->pages * c->shape.kv_heads) * (size_t)c->shape.dim;
+        const size_t values = meta * (size_t)page;
+        // Every sum in bf16 is exact, so that both sides hold the same values.
+        pt_round(c->qkv, (size_t)(c->rows * ac_width(c)));
+        pt_round(c->k, values);
+        pt_round(c->v, values);
+        int32_t *slots = kt_ints((size_t)c->rows), *order = ac_permutation(&rng, c->pages);
+        for (int r = 0; r < c->rows; r++) // runs of rows, begun inside a page
+            slots[r] = r % 11 == 10 ? -1 : order[(r + 3) / page % c->pages] * page + (r + 3) % page;
+        kv_out cpu = run_kv_write(pt_cpu, c, slots);
+        for (int mode = 0; mode < PT_MODES; mode++) {
+            kv_out gpu = run_kv_write(pt_gpu[mode], c, slots);
+            pt_near("k", cpu.k, gpu.k, values, 1, 0);
+            pt_near("v", cpu.v, gpu.v, values, 1, 0);
+            pt_near("kmin", cpu.kmin, gpu.kmin, meta, 1, 0);
+            pt_near("kmax", cpu.kmax, gpu.kmax, meta, 1, 0);
+            free_kv(&gpu);
+        }
+        free_kv(&cpu);
+        rt_free(slots);
+        rt_free(order);
+        ac_free(c);
+    }
+}
+
+// ---- locality and active sets -----------------------------------------------------
+
+void pt_test_locality(void **state)
+{
+    (void)state;
+    kt_rng rng = {6};
+    for (size_t i = 0; i < KT_COUNT(shapes); i++) {
+        ac_case *c = pt_case(&rng, shapes[i], 3, true);
+        const size_t rows = (size_t)c->rows, stride = (size_t)ac_width(c);
+        const size_t cols = (size_t)(c->shape.heads * c->shape.dim);
+        float *before = kt_random(&rng, (size_t)c->slots * cols, 1.0f);
+        float *delta[2], *prev[2];
+        for (int side = 0; side < 2; side++) {
+            kern_dev *dev = side ? pt_gpu[PT_BF16] : pt_cpu;
+            ac_dev d = ac_upload(c, dev);
+            kern_buf *p = kt_in_f32(dev, before, (size_t)c->slots * cols);
+            kern_buf *out = kt_out_f32(dev, rows);
+            KT_OK(kern_locality(
+                dev, &(kern_locality_args){d.qkv, p, out, &d.batch, (int)cols, (int)stride, 0.5f}));
+            delta[side] = kt_take(out, rows);
+            prev[side] = kt_take(p, (size_t)c->slots * cols);
+            kern_buf_free(p);
+            kern_buf_free(out);
+            ac_release(&d);
+        }
+        pt_near("delta", delta[0], delta[1], rows, 1e-3, pt_tolerance);
+        pt_near("prev", prev[0], prev[1], (size_t)c->slots * cols, 1, 0);
+        for (int side = 0; side < 2; side++) {
+            rt_free(delta[side]);
+            rt_free(prev[side]);
+        }
+        rt_free(before);
+        ac_free(c);
+    }
+}
+
+typedef struct plan_out {
+    int32_t *act_rows, *act_count, *pages, *page_count;
+} plan_out;
+
+static plan_out take_plan(const ac_case *c, const ac_dev *d)
+{
+    const size_t lists = (size_t)(c->segs * c->shape.lists);
+    return (plan_out){
+        kt_take(d->plan.act_rows, (size_t)c->rows), kt_take(d->plan.act_count, (size_t)c->segs),
+        kt_take(d->plan.pages, lists * (size_t)c->max_pages), kt_take(d->plan.page_count, lists)};
+}
+
+static void same_plans(plan_out *cpu, plan_out *gpu, const ac_case *c)
+{
+    const size_t lists = (size_t)(c->segs * c->shape.lists);
+    pt_same("act_count", cpu->act_count, gpu->act_count, (size_t)c->segs);
+    pt_same("act_rows", cpu->act_rows, gpu->act_rows, (size_t)c->rows);
+    pt_same("page_count", cpu->page_count, gpu->page_count, lists);
+    pt_same("pages", cpu->pages, gpu->pages, lists * (size_t)c->max_pages);
+    plan_out *const both[] = {cpu, gpu};
+    for (int i = 0; i < 2; i++) {
+        rt_free(both[i]->act_count);
+        rt_free(both[i]->act_rows);
+        rt_free(both[i]->page_count);
+        rt_free(both[i]->pages);
+    }
+}
+
+void pt_test_active(void **state)
+{
+    (void)state;
+    kt_rng rng = {7};
+    for (int trial = 0; trial < 60; trial++) {
+        ac_case *c = pt_case(&rng, shapes[trial % 6], 3, trial % 2);
+        float *delta = kt_floats((size_t)c->rows);
+        for (int r = 0; r < c->rows; r++) // many ties
+            delta[r] = (float)kt_int(&rng, 0, 5);
+        const kern_active_rule rule = (kern_active_rule)(trial / 6 % 4);
+        const int k = kt_int(&rng, 0, 6);
+        plan_out out[2];
+        for (int side = 0; side < 2; side++) {
+            kern_dev *dev = side ? pt_gpu[PT_BF16] : pt_cpu;
+            ac_dev d = ac_upload(c, dev);
+            kern_buf *change = kt_in_f32(dev, delta, (size_t)c->rows);
+            KT_OK(kern_active(dev, &(kern_active_args){&d.batch, change, rule, k, &d.plan}));
+            out[side] = take_plan(c, &d);
+            kern_buf_free(change);
+            ac_release(&d);
+        }
+        same_plans(&out[0], &out[1], c);
+        rt_free(delta);
+        ac_free(c);
+    }
+}
+
+// ---- scores and lists ----------------------------------------------------------------
+
+static float *run_score(kern_dev *dev, const ac_case *c, int score_lists, int list0, size_t *count)
+{
+    ac_dev d = ac_upload(c, dev);
+    *count = (size_t)(c->sparse_segs * score_lists) * (size_t)(c->shape.block * c->max_pages);
+    kern_buf *score = kt_out_f32(dev, *count);
+    KT_OK(kern_page_score(dev, &(kern_page_score_args){.q = d.qkv,
+                                                       .stride = ac_width(c),
+                                                       .kv = d.kv,
+                                                       .batch = &d.batch,
+                                                       .plan = &d.plan,
+                                                       .heads = c->shape.heads,
+                                                       .scale = c->scale,
+                                                       .score_lists = score_lists,
+                                                       .list0 = list0,
+                                                       .score = score}));
+    float *out = kt_take(score, *count);
+    kern_buf_free(score);
+    ac_release(&d);
+    return out;
+}
+
+void pt_test_page_score(void **state)
+{
+    (void)state;
+    kt_rng rng = {8};
+    for (size_t i = 0; i < KT_COUNT(shapes); i++) {
+        ac_case *c = pt_case(&rng, shapes[i], 4, i % 2);
+        pt_random_plan(&rng, c);
+        const int lists[] = {1, c->shape.kv_heads, c->shape.kv_heads + 3};
+        for (size_t l = 0; l < KT_COUNT(lists); l++) {
+            size_t count;
+            const int list0 = lists[l] > c->shape.kv_heads ? 2 : 0;
+            float *cpu = run_score(pt_cpu, c, lists[l], list0, &count);
+            float *gpu = run_score(pt_gpu[PT_BF16], c, lists[l], list0, &count);
+            // Bounds of size 10 and more, so e^b has their rounding.
+            pt_near("score", cpu, gpu, count, 1e-6, 1e-4);
+            rt_free(cpu);
+            rt_free(gpu);
+        }
+        ac_free(c);
+    }
+}
+
+static void fill_kept(kt_rng *rng, const ac_case *c, int cap, int32_t *pages, int32_t *count)
+{
+    for (int e = 0; e < c->segs * c->shape.lists; e++) {
+        int n = 0;
+        for (int g = 0; g < c->max_pages && n < cap; g++)
+            if (kt_int(rng, 0, 9) == 0)
+                pages[e * cap + n++] = g;
+        count[e] = n;
+    }
+}
+
+// Selection from given scores, with ties, kept lists and kinds that do not scan.
+void pt_test_page_select(void **state)
+{
+    (void)state;
+    kt_rng rng = {9};
+    enum { CAP = 40 };
+    for (int trial = 0; trial < 40; trial++) {
+        ac_case *c = pt_case(&rng, shapes[trial % 6], 4, trial % 2);
+        pt_random_plan(&rng, c);
+        const size_t segs = (size_t)c->segs, lists = segs * (size_t)c->shape.lists;
+        const size_t count =
+            (size_t)(c->sparse_segs * c->shape.lists) * (size_t)(c->shape.block * c->max_pages);
+        float *score = kt_floats(count);
+        for (size_t j = 0; j < count; j++)
+            score[j] = trial % 3 ? kt_uniform(&rng, 0, 1) : (float)kt_int(&rng, 0, 4) * 0.25f;
+        int32_t *slot = ac_permutation(&rng, c->segs);
+        int32_t *pages = kt_ints(lists * CAP), *held = kt_ints(lists);
+        fill_kept(&rng, c, CAP, pages, held);
+        const int top = kt_int(&rng, 1, 30);
+        plan_out out[2];
+        for (int side = 0; side < 2; side++) {
+            kern_dev *dev = side ? pt_gpu[PT_BF16] : pt_cpu;
+            ac_dev d = ac_upload(c, dev);
+            kern_kept_lists kept = {kt_in_i32(dev, pages, lists * CAP), kt_in_i32(dev, held, lists),
+                                    c->shape.lists, CAP};
+            kern_buf *s = kt_in_f32(dev, score, count), *request = kt_in_i32(dev, slot, segs);
+            d.batch.seg_slot = request;
+            kern_page_select_args args = ac_select(s, &d, c->shape.lists, 0, top);
+            args.kept = trial % 4 ? &kept : NULL;
+            for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
+                args.choice[kind].kept = trial % 4 == 1;
+            if (trial % 4 == 2) { // nobody scans
+                d.batch.scan_segs = 0;
+                for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
+                    args.choice[kind] = (kern_page_choice){0, true};
+            }
+            KT_OK(kern_page_select(dev, &args));
+            out[side] = take_plan(c, &d);
+            kern_buf_free(kept.pages);
+            kern_buf_free(kept.count);
+            kern_buf_free(s);
+            kern_buf_free(request);
+            ac_release(&d);
+        }
+        same_plans(&out[0], &out[1], c);
+        rt_free(score);
+        rt_free(slot);
+        rt_free(pages);
+        rt_free(held);
+        ac_free(c);
+    }
+}
+
+// ---- attention mass ------------------------------------------------------------------
+
+typedef struct mass_out {
+    float *mass;
+    int32_t *pages, *count;
+} mass_out;
+
+static mass_out run_mass(kern_dev *dev, const ac_case *c, const float *page_lse, const float *lse,
+                         const float *mass_in, int lists, int top)
+{
+    enum { CAP = 400 };
+    ac_dev d = ac_upload(c, dev);
+    const size_t rows = (size_t)c->rows, heads = (size_t)c->shape.heads, segs = (size_t)c->segs;
+    const size_t width = (size_t)c->max_pages, kept_n = segs * (size_t)lists;
+    int32_t *mass_of = kt_ints(segs), *slot = kt_ints(segs), *kv = kt_ints(rows);
+    int n = 0;
+    for (int s = 0; s < c->segs; s++) {
+        mass_of[s] = s % 2 ? -1 : n++;
+        slot[s] = c->segs - 1 - s;
+    }
+    for (size_t r = 0; r < rows; r++)
+        kv[r] = r % 5 == 0 ? 3 : -1;
+    const size_t sums = (size_t)n * (size_t)c->shape.block * heads * width;
+    const size_t count = (size_t)n * (size_t)lists * width;
+    kern_buf *p = kt_in_f32(dev, page_lse, sums), *l = kt_in_f32(dev, lse, rows * heads);
+    kern_buf *m = kt_out_f32(dev, count), *from = kt_in_f32(dev, mass_in, count);
+    kern_buf *bm = kt_in_i32(dev, mass_of, segs), *bs = kt_in_i32(dev, slot, segs);
+    kern_buf *bk = kt_in_i32(dev, kv, rows);
+    d.batch.seg_mass = bm;
+    d.batch.seg_slot = bs;
+    d.batch.kv_slot = bk;
+    d.batch.mass_segs = n;
+    KT_OK(kern_page_mass(dev, &(kern_page_mass_args){p, l, &d.batch, c->shape.heads,
+                                                     c->shape.kv_heads, lists, 0, m}));
+    kern_kept_lists kept = {kt_out_i32(dev, kept_n * CAP), kt_out_i32(dev, kept_n), lists, CAP};
+    KT_OK(kern_mass_select(dev, &(kern_mass_select_args){from, &d.batch, lists, 0, top, &kept}));
+    const mass_out out = {kt_take(m, count), kt_take(kept.pages, kept_n * CAP),
+                          kt_take(kept.count, kept_n)};
+    kern_buf *const bufs[] = {p, l, m, from, bm, bs, bk, kept.pages, kept.count};
+    for (size_t i = 0; i < KT_COUNT(bufs); i++)
+        kern_buf_free(bufs[i]);
+    rt_free(mass_of);
+    rt_free(slot);
+    rt_free(kv);
+    ac_release(&d);
+    return out;
+}
+
+void pt_test_page_mass(void **state)
+{
+    (void)state;
+    kt_rng rng = {10};
+    for (size_t i = 0; i < KT_COUNT(shapes); i++) {
+        ac_case *c = pt_case(&rng, shapes[i], 4, true);
+        const int lists = i % 2 ? c->shape.kv_heads : 1;
+        const size_t heads = (size_t)c->shape.heads, width = (size_t)c->max_pages;
+        const size_t n = (size_t)(c->segs + 1) / 2;
+        const size_t count = n * (size_t)lists * width;
+        float *page_lse = kt_random(&rng, n * (size_t)c->shape.block * heads * width, 3.0f);
+        float *lse = kt_random(&rng, (size_t)c->rows * heads, 3.0f);
+        lse[5] = -INFINITY;
+        float *mass_in = kt_floats(count);
+        for (size_t j = 0; j < count; j++)
+            mass_in[j] = (float)kt_int(&rng, 0, 50);
+        const int top = kt_int(&rng, 1, 20);
+        mass_out cpu = run_mass(pt_cpu, c, page_lse, lse, mass_in, lists, top);
+        mass_out gpu = run_mass(pt_gpu[PT_F32], c, page_lse, lse, mass_in, lists, top);
+        pt_near("mass", cpu.mass, gpu.mass, count, 1e-3, pt_tolerance);
+        pt_same("kept count", cpu.count, gpu.count, (size_t)(c->segs * lists));
+        pt_same("kept pages", cpu.pages, gpu.pages, (size_t)(c->segs * lists) * 400);
+        void *const arrays[] = {page_lse,  lse,      mass_in,   cpu.mass, cpu.pages,
+                                cpu.count, gpu.mass, gpu.pages, gpu.count};
+        for (size_t j = 0; j < KT_COUNT(arrays); j++)
+            rt_free(arrays[j]);
+        ac_free(c);
+    }
+}
+
+// ---- counters and checksums -------------------------------------------------------------
+
+void pt_test_plan_count(void **state)
+{
+    (void)state;
+    kt_rng rng = {11};
+    for (size_t i = 0; i < KT_COUNT(shapes); i++) {
+        ac_case *c = pt_case(&rng, shapes[i], 4, i % 2);
+        pt_random_plan(&rng, c);
+        const size_t words = (size_t)c->segs * KERN_COUNT_N;
+        int64_t *counts[2];
+        int32_t sums[2][2];
+        for (int side = 0; side < 2; side++) {
+            kern_dev *dev = side ? pt_gpu[PT_BF16] : pt_cpu;
+            ac_dev d = ac_upload(c, dev);
+            kern_buf *out, *sum = kt_out_i32(dev, 2);
+            KT_OK(kern_buf_new(dev, KERN_I64, words, "counts", &out));
+            kern_plan_count_args args = {.batch = &d.batch, .plan = &d.plan, .counts = out};
+            for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
+                args.top[kind] = 3 + kind;
+            KT_OK(kern_plan_count(dev, &args));
+            KT_OK(kern_plan_count(dev, &args));
+            KT_OK(kern_plan_checksum(
+                dev, &(kern_plan_checksum_args){&d.batch, &d.plan, i % 3 != 0, sum}));
+            counts[side] = kt_alloc(words, sizeof **counts);
+            KT_OK(kern_read(out, 0, counts[side], words));
+            KT_OK(kern_read(sum, 0, sums[side], 2));
+            kern_buf_free(out);
+            kern_buf_free(sum);
+            ac_release(&d);
+        }
+        KT_SAME(counts[0], counts[1], words, "counts");
+        pt_same("checksum", sums[0], sums[1], 2);
+        rt_free(counts[0]);
+        rt_free(counts[1]);
+        ac_free(c);
+    }
+}
