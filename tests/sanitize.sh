@@ -5,7 +5,8 @@
 #   asan      ASan + UBSan + LeakSanitizer into build-asan/: unit, kern, the fuzz corpora;
 #             without leak checks, since MPI leaks: mpi on 2 ranks
 #   tsan      TSan into build-tsan/: ranks that are threads, and the thread pool
-#   valgrind  two runs of the program of build/: logits of a tiny model, a short answer
+#   valgrind  into build-valgrind/, two runs: logits of a tiny model, a short answer
+# All without CUDA, whose libraries are not clean themselves.
 # Left out for time: see LONG below and docs/TESTING.md. LOSA_JOBS: how many at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,7 +21,8 @@ readonly THREADED=(test_unit_pool test_unit_comm_thread test_unit_engine_threads
 build_with() { # folder, sanitizers, targets...
     if [ ! -f "$1/build.ninja" ]; then
         cmake -S . -B "$1" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-            -DCMAKE_C_FLAGS_RELWITHDEBINFO="-O1 -g1" -DLOSA_SANITIZE="$2" >/dev/null
+            -DCMAKE_C_FLAGS_RELWITHDEBINFO="-O1 -g1" -DLOSA_SANITIZE="$2" -DLOSA_CUDA=OFF \
+            >/dev/null
     fi
     cmake --build "$1" --parallel "$jobs" --target "${@:3}" >/dev/null
 }
@@ -45,7 +47,7 @@ check_tsan() {
 under_valgrind() {
     local code=0
     valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite \
-        "$losa_build/losa" "$@" >/dev/null || code=$?
+        build-valgrind/losa "$@" >/dev/null || code=$?
     if [ $code -eq 132 ]; then # SIGILL: built for a CPU that valgrind does not know
         echo "skipped: valgrind does not know this CPU's instructions"
         return 0
@@ -59,7 +61,9 @@ check_valgrind() {
         echo "skipped: no valgrind"
         return 0
     fi
-    setup_build losa
+    cmake -S . -B build-valgrind -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_C_FLAGS=-g1 \
+        -DLOSA_CUDA=OFF -DLOSA_TESTS=OFF >/dev/null
+    cmake --build build-valgrind --parallel "$jobs" --target losa >/dev/null
     out=$(mktemp)
     under_valgrind logits -q --model $model --ids $model/ids.json --out "$out" --threads 2
     rm -f "$out"

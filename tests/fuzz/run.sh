@@ -21,7 +21,7 @@ fi
 if [ ! -f $build/build.ninja ]; then
     cmake -S . -B $build -G Ninja -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=RelWithDebInfo \
         -DCMAKE_C_FLAGS_RELWITHDEBINFO="-O1 -g1" -DLOSA_FUZZ=ON \
-        -DLOSA_SANITIZE=fuzzer-no-link,address,undefined >/dev/null
+        -DLOSA_SANITIZE=fuzzer-no-link,address,undefined -DLOSA_CUDA=OFF >/dev/null
 fi
 cmake --build $build --parallel "${LOSA_JOBS:-$(nproc)}" --target fuzz_targets >/dev/null
 if [ ${#names[@]} -eq 0 ]; then

@@ -64,7 +64,7 @@ def measure(model, block, tokens, repeats):
     def step():
         model(masks, attention_mask=see_all, past_key_values=cache, use_cache=True,
               position_ids=positions)
-        cache.crop(tokens)
+        cache.crop(-block)
 
     return (median_ms(lambda: prefill(DynamicCache()), repeats),
             median_ms(step, 5 * repeats))
