@@ -16,6 +16,13 @@ ranks=${RANKS:-2}
 setup_packages
 setup_build losa
 
+# Every rank on a GPU needs one of its own; with fewer, the CPU answers.
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
+device=()
+if [ "$gpus" -gt 0 ] && [ "$gpus" -lt "$ranks" ]; then
+    device=(--device cpu)
+fi
+
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 
@@ -23,7 +30,7 @@ ask() { # attention policy, more options
     local policy=$1
     shift
     mpirun -n "$ranks" "$losa_build/losa" generate --model "$model" --chat \
-        --prompt-file "$document" --attention "$policy" --stats-file "$out/$policy.json" "$@"
+        --prompt-file "$document" --attention "$policy" --stats-file "$out/$policy.json" "${device[@]}" "$@"
 }
 
 echo "Document: $document ($(wc -w <"$document") words), $ranks ranks"
