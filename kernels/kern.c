@@ -111,8 +111,8 @@ kern_dtype kern_dev_kv_dtype(const kern_dev *dev)
     return dev->ops->kv_dtype(dev);
 }
 
-rt_status kern_buf_new(kern_dev *dev, kern_dtype dtype, size_t count, const char *what,
-                       kern_buf **out)
+static rt_status new_buf(kern_dev *dev, kern_dtype dtype, size_t count, const char *what,
+                         bool shared, kern_buf **out)
 {
     RT_CHECK_ARG(dev && what && out);
     const size_t size = kern_dtype_size(dtype);
@@ -123,9 +123,12 @@ rt_status kern_buf_new(kern_dev *dev, kern_dtype dtype, size_t count, const char
                        size);
     kern_buf *buf;
     RT_TRY(RT_ALLOC(buf, 1, what));
-    *buf = (kern_buf){.dev = dev, .dtype = dtype, .count = count};
+    *buf = (kern_buf){.dev = dev, .dtype = dtype, .count = count, .shared = shared};
     rt_status status;
-    RT_TRY_GOTO(status, dev->ops->alloc(dev, count * size, what, &buf->ptr), free_buf);
+    RT_TRY_GOTO(
+        status,
+        (shared ? dev->ops->alloc_shared : dev->ops->alloc)(dev, count * size, what, &buf->ptr),
+        free_buf);
     *out = buf;
     return RT_OK;
 free_buf:
@@ -133,11 +136,24 @@ free_buf:
     return status;
 }
 
+rt_status kern_buf_new(kern_dev *dev, kern_dtype dtype, size_t count, const char *what,
+                       kern_buf **out)
+{
+    return new_buf(dev, dtype, count, what, false, out);
+}
+
+rt_status kern_buf_new_shared(kern_dev *dev, kern_dtype dtype, size_t count, const char *what,
+                              kern_buf **out)
+{
+    return new_buf(dev, dtype, count, what, true, out);
+}
+
 void kern_buf_free(kern_buf *buf)
 {
     if (!buf)
         return;
-    buf->dev->ops->release(buf->dev, buf->ptr);
+    const kern_ops *ops = buf->dev->ops;
+    (buf->shared ? ops->release_shared : ops->release)(buf->dev, buf->ptr);
     rt_free(buf);
 }
 
@@ -164,11 +180,20 @@ static rt_status check_span(const char *op, const kern_buf *buf, size_t first, s
     return RT_OK;
 }
 
+// Calls between host and device have no place in a recording.
+static rt_status check_not_recording(const char *op, const kern_dev *dev)
+{
+    if (dev->recording)
+        return RT_FAIL(RT_ERR_INVALID, "%s: the device is recording", op);
+    return RT_OK;
+}
+
 rt_status kern_write(kern_buf *dst, size_t first, const void *src, size_t count)
 {
     RT_CHECK_ARG(dst);
     RT_CHECK_ARG(src || count == 0);
     RT_TRY(check_span("kern_write", dst, first, count));
+    RT_TRY(check_not_recording("kern_write", dst->dev));
     const size_t size = kern_dtype_size(dst->dtype);
     return count ? dst->dev->ops->write(dst, first * size, src, count * size) : RT_OK;
 }
@@ -178,6 +203,7 @@ rt_status kern_read(const kern_buf *src, size_t first, void *dst, size_t count)
     RT_CHECK_ARG(src);
     RT_CHECK_ARG(dst || count == 0);
     RT_TRY(check_span("kern_read", src, first, count));
+    RT_TRY(check_not_recording("kern_read", src->dev));
     const size_t size = kern_dtype_size(src->dtype);
     return count ? src->dev->ops->read(src, first * size, dst, count * size) : RT_OK;
 }
@@ -206,7 +232,15 @@ rt_status kern_fill_zero(kern_buf *buf, size_t count)
 rt_status kern_sync(kern_dev *dev)
 {
     RT_CHECK_ARG(dev);
+    RT_TRY(check_not_recording("kern_sync", dev));
     return dev->ops->sync(dev);
+}
+
+rt_status kern_poll(kern_dev *dev, bool *idle)
+{
+    RT_CHECK_ARG(dev && idle);
+    RT_TRY(check_not_recording("kern_poll", dev));
+    return dev->ops->poll(dev, idle);
 }
 
 rt_status kern_upload(const kern_upload_args *args)
@@ -220,6 +254,62 @@ rt_status kern_upload(const kern_upload_args *args)
     RT_CHECK_ARG(args->src);
     RT_CHECK_ARG(args->rows == 1 || args->stride >= args->cols);
     RT_CHECK_ARG(args->rows <= SIZE_MAX / args->cols);
+    RT_TRY(check_not_recording("kern_upload", args->dst->dev));
     RT_TRY(check_span("kern_upload", args->dst, args->first, args->rows * args->cols));
     return args->dst->dev->ops->upload(args->dst->dev, args);
+}
+
+// ---- recording -------------------------------------------------------------------------
+
+bool kern_can_record(const kern_dev *dev)
+{
+    return dev->ops->record_begin != NULL;
+}
+
+rt_status kern_record_begin(kern_dev *dev)
+{
+    RT_CHECK_ARG(dev);
+    RT_TRY(check_not_recording("kern_record_begin", dev));
+    if (!kern_can_record(dev))
+        return RT_FAIL(RT_ERR_UNSUPPORTED, "kern_record_begin: this device does not record");
+    RT_TRY(dev->ops->record_begin(dev));
+    dev->recording = true;
+    return RT_OK;
+}
+
+rt_status kern_record_end(kern_dev *dev, kern_graph **out)
+{
+    RT_CHECK_ARG(dev && dev->recording);
+    dev->recording = false;
+    if (!out)
+        return dev->ops->record_end(dev, NULL);
+    kern_graph *graph;
+    rt_status status = RT_ALLOC(graph, 1, "recorded calls");
+    if (status != RT_OK) {
+        (void)dev->ops->record_end(dev, NULL);
+        return status;
+    }
+    graph->dev = dev;
+    status = dev->ops->record_end(dev, &graph->state);
+    if (status != RT_OK) {
+        rt_free(graph);
+        return status;
+    }
+    *out = graph;
+    return RT_OK;
+}
+
+rt_status kern_graph_launch(kern_graph *graph)
+{
+    RT_CHECK_ARG(graph);
+    RT_TRY(check_not_recording("kern_graph_launch", graph->dev));
+    return graph->dev->ops->graph_launch(graph->dev, graph->state);
+}
+
+void kern_graph_free(kern_graph *graph)
+{
+    if (!graph)
+        return;
+    graph->dev->ops->graph_free(graph->state);
+    rt_free(graph);
 }

@@ -64,6 +64,10 @@ typedef struct kern_buf kern_buf;
 
 rt_status kern_buf_new(kern_dev *dev, kern_dtype dtype, size_t count, const char *what,
                        kern_buf **out);
+// The same in host memory that the device reaches: the host may read it at kern_buf_ptr
+// once the device is idle. For the few words that a step tells the host.
+rt_status kern_buf_new_shared(kern_dev *dev, kern_dtype dtype, size_t count, const char *what,
+                              kern_buf **out);
 void kern_buf_free(kern_buf *buf); // NULL is allowed
 size_t kern_buf_count(const kern_buf *buf);
 kern_dtype kern_buf_dtype(const kern_buf *buf);
@@ -81,6 +85,25 @@ rt_status kern_copy(kern_buf *dst, size_t first, const kern_buf *src, size_t fir
 // Sets the first `count` elements to zero.
 rt_status kern_fill_zero(kern_buf *buf, size_t count);
 rt_status kern_sync(kern_dev *dev);
+// Whether everything that was enqueued is done; does not wait.
+rt_status kern_poll(kern_dev *dev, bool *idle);
+
+// ---- recorded sequences -------------------------------------------------------------
+//
+// A sequence of calls can be recorded and then replayed as one, which saves the time of
+// enqueueing each (a CUDA graph). While a device records, its calls and the collectives on
+// its buffers are noted and not run; those that exchange data with the host (write, read,
+// upload, sync) are refused. A replay runs the calls with the arguments they had, on what
+// the buffers then hold.
+
+typedef struct kern_graph kern_graph;
+
+bool kern_can_record(const kern_dev *dev); // CUDA devices
+rt_status kern_record_begin(kern_dev *dev);
+// Ends the recording. `out` NULL drops it: after a call that failed.
+rt_status kern_record_end(kern_dev *dev, kern_graph **out);
+rt_status kern_graph_launch(kern_graph *graph);
+void kern_graph_free(kern_graph *graph); // NULL is allowed
 
 // Uploads a [rows, cols] host matrix of type `dtype` whose rows start every
 // `stride` elements, converting to the buffer's type; lands densely at element

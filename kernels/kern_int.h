@@ -19,6 +19,12 @@ struct kern_buf {
     kern_dtype dtype;
     size_t count; // elements
     void *ptr;    // device address; host memory on the CPU
+    bool shared;  // host memory, whatever the device
+};
+
+struct kern_graph {
+    kern_dev *dev;
+    void *state; // the backend's
 };
 
 // Every operation: X(name, argument struct). kern.h has kern_NAME for each.
@@ -56,6 +62,8 @@ typedef struct kern_ops {
     kern_dtype (*kv_dtype)(const kern_dev *dev);
     rt_status (*alloc)(kern_dev *dev, size_t bytes, const char *what, void **out);
     void (*release)(kern_dev *dev, void *ptr);
+    rt_status (*alloc_shared)(kern_dev *dev, size_t bytes, const char *what, void **out);
+    void (*release_shared)(kern_dev *dev, void *ptr);
     rt_status (*write)(kern_buf *dst, size_t offset, const void *src, size_t bytes);
     rt_status (*read)(const kern_buf *src, size_t offset, void *dst, size_t bytes);
     rt_status (*copy)(kern_buf *dst, size_t offset, const kern_buf *src, size_t offset_src,
@@ -63,6 +71,12 @@ typedef struct kern_ops {
     rt_status (*zero)(kern_buf *buf, size_t bytes);
     rt_status (*upload)(kern_dev *dev, const kern_upload_args *args);
     rt_status (*sync)(kern_dev *dev);
+    rt_status (*poll)(kern_dev *dev, bool *idle);
+    // Recording; all NULL in a backend that cannot. `end` with NULL drops the recording.
+    rt_status (*record_begin)(kern_dev *dev);
+    rt_status (*record_end)(kern_dev *dev, void **graph);
+    rt_status (*graph_launch)(kern_dev *dev, void *graph);
+    void (*graph_free)(void *graph);
 #define KERN_OPS_MEMBER(name, args) rt_status (*name)(kern_dev * dev, const args *);
     KERN_OPS_MAP(KERN_OPS_MEMBER)
 #undef KERN_OPS_MEMBER
@@ -72,6 +86,7 @@ struct kern_dev {
     const kern_ops *ops;
     kern_kind kind;
     int index;
+    bool recording;
     rt_pool *pool;  // CPU threads
     float *scratch; // [threads, KERN_CPU_SCRATCH], reserved at open
     void *state;    // of another backend
@@ -106,7 +121,7 @@ enum { KERN_CPU_SCRATCH = 1 << 20 };
 // Fills dev->ops, pool and scratch.
 rt_status kern_cpu_attach(kern_dev *dev, const kern_dev_options *options);
 
-// The whole table; no entry is NULL.
+// The whole table; no entry is NULL but those of recording.
 const kern_ops *kern_cpu_ops(void);
 
 // Scratch of a pool thread, 64-byte aligned, `floats` <= KERN_CPU_SCRATCH. Holds

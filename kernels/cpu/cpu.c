@@ -75,17 +75,27 @@ static rt_status cpu_sync(kern_dev *dev)
     return RT_OK;
 }
 
+static rt_status cpu_poll(kern_dev *dev, bool *idle)
+{
+    (void)dev;
+    *idle = true;
+    return RT_OK;
+}
+
 static const kern_ops cpu_ops = {.close = cpu_close,
                                  .weight_dtype = cpu_weight_dtype,
                                  .kv_dtype = cpu_kv_dtype,
                                  .alloc = cpu_alloc,
                                  .release = cpu_release,
+                                 .alloc_shared = cpu_alloc,
+                                 .release_shared = cpu_release,
                                  .write = cpu_write,
                                  .read = cpu_read,
                                  .copy = cpu_copy,
                                  .zero = cpu_zero,
                                  .upload = kern_cpu_upload,
                                  .sync = cpu_sync,
+                                 .poll = cpu_poll,
 #define CPU_ENTRY(name, args) .name = kern_cpu_##name,
                                  KERN_OPS_MAP(CPU_ENTRY)
 #undef CPU_ENTRY

@@ -140,6 +140,24 @@ static void cuda_release(kern_dev *dev, void *ptr)
     cudaFree(ptr); // waits for the device
 }
 
+static rt_status cuda_alloc_shared(kern_dev *dev, size_t bytes, const char *what, void **out)
+{
+    bytes = bytes ? bytes : 1;
+    if (cudaHostAlloc(out, bytes, cudaHostAllocMapped) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return RT_FAIL(RT_ERR_NOMEM, "CUDA device %d: %s: no %zu bytes of pinned memory",
+                       dev->index, what, bytes);
+    }
+    memset(*out, 0, bytes);
+    return RT_OK;
+}
+
+static void cuda_release_shared(kern_dev *dev, void *ptr)
+{
+    (void)dev;
+    cudaFreeHost(ptr); // waits for the device
+}
+
 static rt_status cuda_write(kern_buf *dst, size_t offset, const void *src, size_t bytes)
 {
     for (size_t done = 0; done < bytes;) {
@@ -174,7 +192,7 @@ static rt_status cuda_copy(kern_buf *dst, size_t offset, const kern_buf *src, si
 {
     CUDA_TRY(dst->dev,
              cudaMemcpyAsync((char *)dst->ptr + offset, (const char *)src->ptr + offset_src, bytes,
-                             cudaMemcpyDeviceToDevice, kern_cuda_of(dst->dev)->ctx.stream));
+                             cudaMemcpyDefault, kern_cuda_of(dst->dev)->ctx.stream));
     return RT_OK;
 }
 
@@ -194,6 +212,49 @@ static rt_status cuda_sync(kern_dev *dev)
     CUDA_TRY(dev, cudaStreamSynchronize(kern_cuda_of(dev)->ctx.stream));
     return RT_OK;
 }
+
+static rt_status cuda_poll(kern_dev *dev, bool *idle)
+{
+    const cudaError_t state = cudaStreamQuery(kern_cuda_of(dev)->ctx.stream);
+    *idle = state == cudaSuccess;
+    return state == cudaErrorNotReady ? RT_OK : kern_cuda_status(dev, state, "cudaStreamQuery");
+}
+
+// ---- graphs -----------------------------------------------------------------------
+
+// Relaxed: NCCL captures from threads of its own.
+static rt_status cuda_record_begin(kern_dev *dev)
+{
+    CUDA_TRY(dev,
+             cudaStreamBeginCapture(kern_cuda_of(dev)->ctx.stream, cudaStreamCaptureModeRelaxed));
+    return RT_OK;
+}
+
+static rt_status cuda_record_end(kern_dev *dev, void **out)
+{
+    cudaGraph_t graph = NULL;
+    CUDA_TRY(dev, cudaStreamEndCapture(kern_cuda_of(dev)->ctx.stream, &graph));
+    cudaGraphExec_t ready = NULL;
+    const cudaError_t error = out ? cudaGraphInstantiate(&ready, graph, 0) : cudaSuccess;
+    cudaGraphDestroy(graph);
+    CUDA_TRY(dev, error);
+    if (out)
+        *out = ready;
+    return RT_OK;
+}
+
+static rt_status cuda_graph_launch(kern_dev *dev, void *graph)
+{
+    CUDA_TRY(dev, cudaGraphLaunch(graph, kern_cuda_of(dev)->ctx.stream));
+    return RT_OK;
+}
+
+static void cuda_graph_free(void *graph)
+{
+    cudaGraphExecDestroy(graph);
+}
+
+// ---- what the kernels take -------------------------------------------------------------
 
 static rt_status check_dim(const char *op, int head_dim)
 {
@@ -247,12 +308,19 @@ static const kern_ops cuda_ops = {.close = cuda_close,
                                   .kv_dtype = cuda_kv_dtype,
                                   .alloc = cuda_alloc,
                                   .release = cuda_release,
+                                  .alloc_shared = cuda_alloc_shared,
+                                  .release_shared = cuda_release_shared,
                                   .write = cuda_write,
                                   .read = cuda_read,
                                   .copy = cuda_copy,
                                   .zero = cuda_zero,
                                   .upload = kern_cuda_upload,
                                   .sync = cuda_sync,
+                                  .poll = cuda_poll,
+                                  .record_begin = cuda_record_begin,
+                                  .record_end = cuda_record_end,
+                                  .graph_launch = cuda_graph_launch,
+                                  .graph_free = cuda_graph_free,
                                   .linear = kern_cuda_linear,
 #define CUDA_ENTRY(name, args) .name = cuda_##name,
                                   KERN_CUDA_LAUNCH_MAP(CUDA_ENTRY)

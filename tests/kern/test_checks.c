@@ -201,6 +201,28 @@ static void test_buffers(void **state)
     assert_int_equal(kern_dev_weight_dtype(f->dev, KERN_BF16), KERN_F32);
 }
 
+// The CPU runs calls at once: it is always idle and records nothing.
+static void test_recording(void **state)
+{
+    fixture *f = *state;
+    bool idle = false;
+    KT_OK(kern_poll(f->dev, &idle));
+    assert_true(idle);
+    assert_false(kern_can_record(f->dev));
+    KT_REFUSED(kern_record_begin(f->dev), RT_ERR_UNSUPPORTED, "kern_record_begin", "record");
+    KT_REFUSED(kern_record_end(f->dev, NULL), RT_ERR_INVALID, "kern_record_end", "recording");
+    kern_graph_free(NULL);
+    kern_buf *shared;
+    KT_OK(kern_buf_new_shared(f->dev, KERN_I32, 2, "shared", &shared));
+    KT_OK(kern_fill_zero(f->i32, 2));
+    KT_OK(kern_write(shared, 0, (const int32_t[]){7, 8}, 2));
+    KT_OK(kern_copy(shared, 0, f->i32, 0, 1));
+    const int32_t *words = kern_buf_ptr(shared);
+    assert_int_equal(words[0], 0);
+    assert_int_equal(words[1], 8);
+    kern_buf_free(shared);
+}
+
 static void test_upload(void **state)
 {
     fixture *f = *state;
@@ -702,6 +724,7 @@ int main(void)
         cmocka_unit_test(test_device_options),
         cmocka_unit_test(test_device_survives_failing_memory),
         cmocka_unit_test(test_buffers),
+        cmocka_unit_test(test_recording),
         cmocka_unit_test(test_upload),
         cmocka_unit_test(test_dense_arguments),
         cmocka_unit_test(test_rope_arguments),
