@@ -263,7 +263,7 @@ rt_status kern_upload(const kern_upload_args *args)
 
 bool kern_can_record(const kern_dev *dev)
 {
-    return dev->ops->record_begin != NULL;
+    return dev->recorder != NULL;
 }
 
 rt_status kern_record_begin(kern_dev *dev)
@@ -272,7 +272,7 @@ rt_status kern_record_begin(kern_dev *dev)
     RT_TRY(check_not_recording("kern_record_begin", dev));
     if (!kern_can_record(dev))
         return RT_FAIL(RT_ERR_UNSUPPORTED, "kern_record_begin: this device does not record");
-    RT_TRY(dev->ops->record_begin(dev));
+    RT_TRY(dev->recorder->begin(dev));
     dev->recording = true;
     return RT_OK;
 }
@@ -282,15 +282,15 @@ rt_status kern_record_end(kern_dev *dev, kern_graph **out)
     RT_CHECK_ARG(dev && dev->recording);
     dev->recording = false;
     if (!out)
-        return dev->ops->record_end(dev, NULL);
+        return dev->recorder->end(dev, NULL);
     kern_graph *graph;
     rt_status status = RT_ALLOC(graph, 1, "recorded calls");
     if (status != RT_OK) {
-        (void)dev->ops->record_end(dev, NULL);
+        (void)dev->recorder->end(dev, NULL);
         return status;
     }
     graph->dev = dev;
-    status = dev->ops->record_end(dev, &graph->state);
+    status = dev->recorder->end(dev, &graph->state);
     if (status != RT_OK) {
         rt_free(graph);
         return status;
@@ -303,13 +303,13 @@ rt_status kern_graph_launch(kern_graph *graph)
 {
     RT_CHECK_ARG(graph);
     RT_TRY(check_not_recording("kern_graph_launch", graph->dev));
-    return graph->dev->ops->graph_launch(graph->dev, graph->state);
+    return graph->dev->recorder->launch(graph->dev, graph->state);
 }
 
 void kern_graph_free(kern_graph *graph)
 {
     if (!graph)
         return;
-    graph->dev->ops->graph_free(graph->state);
+    graph->dev->recorder->free(graph->state);
     rt_free(graph);
 }

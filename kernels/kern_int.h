@@ -72,18 +72,22 @@ typedef struct kern_ops {
     rt_status (*upload)(kern_dev *dev, const kern_upload_args *args);
     rt_status (*sync)(kern_dev *dev);
     rt_status (*poll)(kern_dev *dev, bool *idle);
-    // Recording; all NULL in a backend that cannot. `end` with NULL drops the recording.
-    rt_status (*record_begin)(kern_dev *dev);
-    rt_status (*record_end)(kern_dev *dev, void **graph);
-    rt_status (*graph_launch)(kern_dev *dev, void *graph);
-    void (*graph_free)(void *graph);
 #define KERN_OPS_MEMBER(name, args) rt_status (*name)(kern_dev * dev, const args *);
     KERN_OPS_MAP(KERN_OPS_MEMBER)
 #undef KERN_OPS_MEMBER
 } kern_ops;
 
+// Recording of sequences. `end` with NULL drops the recording.
+typedef struct kern_record_ops {
+    rt_status (*begin)(kern_dev *dev);
+    rt_status (*end)(kern_dev *dev, void **graph);
+    rt_status (*launch)(kern_dev *dev, void *graph);
+    void (*free)(void *graph);
+} kern_record_ops;
+
 struct kern_dev {
     const kern_ops *ops;
+    const kern_record_ops *recorder; // NULL: the device does not record
     kern_kind kind;
     int index;
     bool recording;
@@ -121,7 +125,7 @@ enum { KERN_CPU_SCRATCH = 1 << 20 };
 // Fills dev->ops, pool and scratch.
 rt_status kern_cpu_attach(kern_dev *dev, const kern_dev_options *options);
 
-// The whole table; no entry is NULL but those of recording.
+// The whole table; no entry is NULL.
 const kern_ops *kern_cpu_ops(void);
 
 // Scratch of a pool thread, 64-byte aligned, `floats` <= KERN_CPU_SCRATCH. Holds

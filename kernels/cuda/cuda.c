@@ -254,6 +254,13 @@ static void cuda_graph_free(void *graph)
     cudaGraphExecDestroy(graph);
 }
 
+static const kern_record_ops cuda_recorder = {
+    .begin = cuda_record_begin,
+    .end = cuda_record_end,
+    .launch = cuda_graph_launch,
+    .free = cuda_graph_free,
+};
+
 // ---- what the kernels take -------------------------------------------------------------
 
 static rt_status check_dim(const char *op, int head_dim)
@@ -317,10 +324,6 @@ static const kern_ops cuda_ops = {.close = cuda_close,
                                   .upload = kern_cuda_upload,
                                   .sync = cuda_sync,
                                   .poll = cuda_poll,
-                                  .record_begin = cuda_record_begin,
-                                  .record_end = cuda_record_end,
-                                  .graph_launch = cuda_graph_launch,
-                                  .graph_free = cuda_graph_free,
                                   .linear = kern_cuda_linear,
 #define CUDA_ENTRY(name, args) .name = cuda_##name,
                                   KERN_CUDA_LAUNCH_MAP(CUDA_ENTRY)
@@ -361,6 +364,7 @@ rt_status kern_cuda_attach(kern_dev *dev, const kern_dev_options *options)
     cuda->precision = options->precision;
     dev->state = cuda;
     dev->ops = &cuda_ops;
+    dev->recorder = &cuda_recorder;
     const rt_status status = open_all(dev);
     if (status != RT_OK)
         cuda_close(dev);
