@@ -117,6 +117,18 @@ typedef struct kern_upload_args {
 } kern_upload_args;
 rt_status kern_upload(const kern_upload_args *args);
 
+// The first `count` elements get scale times a standard normal, rounded to the buffer's
+// type: weights and pages without a checkpoint. Elements 4i .. 4i + 3 come from the four
+// words of Philox4x32-10 with key `seed` and counter i, two by two by Box and Muller's
+// method: the same on every device, but for the last bits of its logarithm, sine and cosine.
+typedef struct kern_fill_normal_args {
+    kern_buf *dst; // f32, bf16 or f16
+    size_t count;
+    uint64_t seed;
+    float scale;
+} kern_fill_normal_args;
+rt_status kern_fill_normal(kern_dev *dev, const kern_fill_normal_args *args);
+
 // ---- the batch of one forward ----------------------------------------------
 //
 // A forward runs `rows` tokens of `segs` segments. A segment is a run of

@@ -29,6 +29,7 @@ struct kern_graph {
 
 // Every operation: X(name, argument struct). kern.h has kern_NAME for each.
 #define KERN_OPS_MAP(X)                                                                            \
+    X(fill_normal, kern_fill_normal_args)                                                          \
     X(embed, kern_embed_args)                                                                      \
     X(linear, kern_linear_args)                                                                    \
     X(rmsnorm, kern_rmsnorm_args)                                                                  \

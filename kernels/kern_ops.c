@@ -10,6 +10,16 @@ static size_t qkv_width(int heads, int kv_heads, int head_dim)
     return ((size_t)heads + 2 * (size_t)kv_heads) * (size_t)head_dim;
 }
 
+rt_status kern_fill_normal(kern_dev *dev, const kern_fill_normal_args *args)
+{
+    KERN_TRY_ENTRY(dev, args);
+    const kern_check check = {"kern_fill_normal", dev};
+    if (args->count == 0)
+        return RT_OK;
+    RT_TRY(kern_check_weight(&check, "dst", args->dst, args->count, 1));
+    return dev->ops->fill_normal(dev, args);
+}
+
 static rt_status check_embed(const kern_check *check, const kern_embed_args *args)
 {
     KERN_TRY_INT(check, args, cols, 1, INT_MAX);

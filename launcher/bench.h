@@ -8,12 +8,16 @@
 #include "launcher/app.h"
 #include "launcher/attention_options.h"
 #include "runtime/base/json.h"
+#include "runtime/engine/engine.h"
 
 typedef struct bench_args {
     app_common common;
     const char *model;
-    int repeats, threads, blocks, prefill_chunk;
-    int heads, kv_heads, head_dim, block, active; // of `attention`, which has no model
+    int dummy;                // index of a published model, or APP_NO_DUMMY
+    rt_engine_options engine; // device, precision, threads, prefill_chunk
+    int repeats, blocks;
+    int block;                             // 0: the model's, or that of `attention`
+    int heads, kv_heads, head_dim, active; // of `attention`, which has no model
     app_attention attention;
     bool json;
 } bench_args;
@@ -31,6 +35,5 @@ extern const bench bench_attention, bench_prefill, bench_decode;
 
 // Sorts `n` >= 1 values; their median.
 double bench_median(double *values, size_t n);
-int bench_threads(const bench_args *args, const comm *c);
 
 #endif

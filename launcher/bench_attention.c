@@ -6,9 +6,6 @@
 #include "losa/attention.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/mem.h"
-#include "runtime/base/rng.h"
-
-#include <math.h>
 
 // A block of one request on this rank, and the layer's pages.
 typedef struct layer {
@@ -22,21 +19,16 @@ typedef struct layer {
     int qkv_cols;
 } layer;
 
-// Unit normals, the same on every rank count for the same seed.
-static rt_status fill_normal(kern_buf *buf, uint64_t seed, float scale)
+static int block_of(const bench_args *args)
 {
-    const size_t count = kern_buf_count(buf);
-    float *host;
-    RT_TRY(RT_ALLOC(host, count, "random numbers"));
-    for (size_t i = 0; i < count; i++) {
-        const uint32_t counter[4] = {(uint32_t)i, (uint32_t)(i >> 32)};
-        const rt_philox r = rt_philox4x32(seed, counter);
-        const float radius = sqrtf(-2.0f * logf(rt_uniform_open(r.v[0])));
-        host[i] = scale * radius * cosf(6.2831853f * rt_uniform_open(r.v[1]));
-    }
-    const rt_status status = kern_write(buf, 0, host, count);
-    rt_free(host);
-    return status;
+    return args->block ? args->block : 16;
+}
+
+static rt_status fill_normal(kern_dev *dev, kern_buf *buf, uint64_t seed)
+{
+    const kern_fill_normal_args fill = {
+        .dst = buf, .count = kern_buf_count(buf), .seed = seed, .scale = 1.0f};
+    return kern_fill_normal(dev, &fill);
 }
 
 static rt_status new_buf(const layer *l, kern_dtype dtype, size_t count, kern_buf **out)
@@ -59,21 +51,22 @@ static rt_status open_pages(layer *l, const bench_args *args, int pages)
     l->kv.pages = pages;
     l->kv.kv_heads = l->plan.kv_heads.count;
     l->kv.head_dim = args->head_dim;
-    RT_TRY(new_buf(l, KERN_F32, tokens, &l->kv.k));
-    RT_TRY(new_buf(l, KERN_F32, tokens, &l->kv.v));
+    const kern_dtype dtype = kern_dev_kv_dtype(l->group.dev);
+    RT_TRY(new_buf(l, dtype, tokens, &l->kv.k));
+    RT_TRY(new_buf(l, dtype, tokens, &l->kv.v));
     RT_TRY(new_buf(l, KERN_F32, meta, &l->kv.kmin));
     RT_TRY(new_buf(l, KERN_F32, meta, &l->kv.kmax));
-    RT_TRY(fill_normal(l->kv.k, 1, 1.0f));
-    RT_TRY(fill_normal(l->kv.v, 2, 1.0f));
-    RT_TRY(fill_normal(l->kv.kmin, 3, 1.0f));
-    return fill_normal(l->kv.kmax, 4, 1.0f);
+    RT_TRY(fill_normal(l->group.dev, l->kv.k, 1));
+    RT_TRY(fill_normal(l->group.dev, l->kv.v, 2));
+    RT_TRY(fill_normal(l->group.dev, l->kv.kmin, 3));
+    return fill_normal(l->group.dev, l->kv.kmax, 4);
 }
 
 // One segment: the block that follows `prefix` tokens. The first `active` rows are
 // masked, the others settled.
 static rt_status open_batch(layer *l, const bench_args *args, int prefix, int pages)
 {
-    const int block = args->block;
+    const int block = block_of(args);
     const size_t rows = (size_t)block;
     int32_t *host;
     RT_TRY(RT_ALLOC(host, rows * 5 + (size_t)pages, "benchmark"));
@@ -127,16 +120,13 @@ static rt_status open_layer(layer *l, comm *c, const bench_args *args, int prefi
     const int pages = (prefix + page - 1) / page + 1;
     const par_shape shape = {args->heads, args->kv_heads, comm_ranks(c), comm_ranks(c)};
     RT_TRY(par_plan_make(&shape, comm_rank(c), comm_ranks(c), &l->plan));
-    const kern_dev_options dev = {.kind = KERN_CPU, .threads = bench_threads(args, c)};
-    RT_TRY(kern_dev_open(&dev, &l->group.dev));
-    l->group.comm = c;
     l->qkv_cols = (l->plan.heads.count + 2 * l->plan.kv_heads.count) * args->head_dim;
     const losa_limits limits = {
         .layers = 1,
         .head_dim = args->head_dim,
         .hidden = args->head_dim,
-        .block = args->block,
-        .rows = args->block,
+        .block = block_of(args),
+        .rows = block_of(args),
         .segs = 1,
         .max_pages = pages,
         .sessions = 1,
@@ -144,11 +134,11 @@ static rt_status open_layer(layer *l, comm *c, const bench_args *args, int prefi
     RT_TRY(losa_open(&l->group, &l->plan, &args->attention.config, &limits, &l->losa));
     RT_TRY(open_pages(l, args, pages));
     RT_TRY(open_batch(l, args, prefix, pages));
-    const size_t rows = (size_t)args->block;
+    const size_t rows = (size_t)block_of(args);
     RT_TRY(new_buf(l, KERN_F32, rows * (size_t)l->qkv_cols, &l->qkv));
     RT_TRY(new_buf(l, KERN_F32, rows * (size_t)args->head_dim, &l->x));
     RT_TRY(new_buf(l, KERN_F32, rows * (size_t)(l->plan.heads.count * args->head_dim), &l->out));
-    return fill_normal(l->qkv, 5, 1.0f);
+    return fill_normal(l->group.dev, l->qkv, 5);
 }
 
 static void close_layer(layer *l)
@@ -159,6 +149,7 @@ static void close_layer(layer *l)
         kern_buf_free(owned[i]);
     for (size_t i = 0; i < sizeof l->ints / sizeof l->ints[0]; i++)
         kern_buf_free(l->ints[i]);
+    comm_detach(l->group.comm);
     kern_dev_close(l->group.dev);
 }
 
@@ -172,7 +163,7 @@ static rt_status run_layer(layer *l, const bench_args *args, int kind, double *m
     RT_TRY(kern_write(l->ints[4], 0, &seg_kind, 1));
     RT_TRY(kern_write(l->ints[5], 0, &number, 1));
     l->batch.sparse_segs = reading.sparse ? 1 : 0;
-    l->batch.sparse_rows = reading.sparse ? args->block : 0;
+    l->batch.sparse_rows = reading.sparse ? block_of(args) : 0;
     l->batch.scan_segs = reading.choice.top > 0 ? 1 : 0;
     l->batch.mass_segs = reading.measures ? 1 : 0;
     const losa_layer_args layer_args = {
@@ -211,7 +202,12 @@ static rt_status measure(layer *l, const bench_args *args, int prefix, json_t **
 static rt_status run(comm *c, const bench_args *args, int prefix, json_t **out)
 {
     layer l = {0};
-    rt_status status = comm_agree(c, open_layer(&l, c, args, prefix));
+    l.group.comm = c;
+    rt_status status = comm_agree(c, rt_engine_device(&args->engine, c, &l.group.dev));
+    if (status == RT_OK)
+        status = comm_attach(c, l.group.dev);
+    if (status == RT_OK)
+        status = comm_agree(c, open_layer(&l, c, args, prefix));
     if (status == RT_OK)
         status = measure(&l, args, prefix, out);
     close_layer(&l);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// losa bench prefill and decode: a real checkpoint on random token ids.
+// losa bench prefill and decode: a checkpoint, or random weights, on random token ids.
 #include "launcher/bench.h"
+#include "launcher/model_options.h"
 
 #include "runtime/base/clock.h"
 #include "runtime/base/mem.h"
@@ -86,14 +87,22 @@ static rt_status random_ids(const rt_engine *e, int tokens, int32_t **out)
     return RT_OK;
 }
 
-static rt_engine_options engine_options(const bench_args *args)
+// The model's length does not bind random weights. `tokens` of one request, with what it
+// denoises.
+static rt_status engine_options(const bench_args *args, int tokens, rt_model_config *dummy,
+                                rt_engine_options *out)
 {
-    rt_engine_options o = rt_engine_options_default();
-    o.model_dir = args->model;
-    o.threads = args->threads;
-    o.prefill_chunk = args->prefill_chunk;
-    o.attention = args->attention.config;
-    return o;
+    *out = args->engine;
+    out->model_dir = args->model;
+    out->block_length = args->block;
+    out->attention = args->attention.config;
+    if (args->dummy == APP_NO_DUMMY)
+        return RT_OK;
+    const rt_config_overrides overrides = {.block_length = args->block, .mask_id = -1};
+    RT_TRY(rt_config_published((size_t)args->dummy, &overrides, dummy));
+    dummy->max_positions = tokens + args->blocks * dummy->block_length;
+    out->dummy = dummy;
+    return RT_OK;
 }
 
 typedef rt_status measure_fn(rt_engine *e, const bench_args *args, const int32_t *ids, int tokens,
@@ -103,7 +112,9 @@ typedef rt_status measure_fn(rt_engine *e, const bench_args *args, const int32_t
 static rt_status with_engine(comm *c, const bench_args *args, int tokens, measure_fn *measure,
                              json_t **out)
 {
-    const rt_engine_options options = engine_options(args);
+    rt_engine_options options;
+    rt_model_config dummy;
+    RT_TRY(engine_options(args, tokens, &dummy, &options));
     rt_engine *e;
     RT_TRY(rt_engine_open(&options, c, &e));
     rt_status status;

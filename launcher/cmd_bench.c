@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // losa bench: one table per benchmark, one row per number of tokens.
 #include "launcher/bench.h"
+#include "launcher/model_options.h"
 #include "launcher/report.h"
 
 #include "runtime/base/mem.h"
-#include "runtime/base/pool.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -18,6 +18,9 @@ enum { BENCHES = sizeof benches / sizeof benches[0], COLUMNS_MAX = 16, CELL = 32
 
 static const app_option options[] = {
     APP_OPTION_MODEL(bench_args),
+    APP_OPTION_DUMMY(bench_args),
+    {"block", 0, APP_INT, AT(block), 0, 1024, "N", NULL,
+     "tokens in a block; 0: the model's, 16 for attention", NULL, NULL, NULL},
     {"repeats", 'r', APP_INT, AT(repeats), 1, 10000, "N", NULL,
      "measurements; the median is reported", "Benchmark", NULL, NULL},
     {"blocks", 0, APP_INT, AT(blocks), 1, 1024, "N", NULL, "decode: blocks to denoise", NULL, NULL,
@@ -28,14 +31,14 @@ static const app_option options[] = {
      NULL},
     {"head-dim", 0, APP_INT, AT(head_dim), 2, 1024, "N", NULL, "attention: head dimension", NULL,
      NULL, NULL},
-    {"block", 0, APP_INT, AT(block), 1, 1024, "N", NULL, "attention: block length", NULL, NULL,
-     NULL},
     {"masked", 0, APP_INT, AT(active), 0, 1024, "N", NULL,
      "attention: tokens of the block that are unsettled", NULL, NULL, NULL},
     APP_OPTIONS_ATTENTION(bench_args, attention),
-    {"threads", 0, APP_INT, AT(threads), 0, 1024, "N", NULL,
-     "per rank; 0: cores / ranks of the host", "Machine", NULL, NULL},
-    {"prefill-chunk", 0, APP_INT, AT(prefill_chunk), 1, 1 << 20, "N", NULL,
+    APP_OPTION_DEVICE(bench_args),
+    APP_OPTION_PRECISION(bench_args),
+    {"threads", 0, APP_INT, AT(engine.threads), 0, 1024, "N", NULL,
+     "per rank; 0: cores / ranks of the host", NULL, NULL, NULL},
+    {"prefill-chunk", 0, APP_INT, AT(engine.prefill_chunk), 1, 1 << 20, "N", NULL,
      "prompt tokens in one forward", NULL, NULL, NULL},
     APP_OPTION_TIMEOUT(bench_args),
     APP_OPTION_JSON(bench_args, "print a JSON array of the rows instead of a table"),
@@ -44,14 +47,14 @@ static const app_option options[] = {
 static void defaults(void *target)
 {
     bench_args *args = target;
+    args->engine = rt_engine_options_default();
+    args->dummy = APP_NO_DUMMY;
     args->repeats = 5;
     args->blocks = 2;
     args->heads = 32; // a layer of SDAR-8B
     args->kv_heads = 8;
     args->head_dim = 128;
-    args->block = 16;
     args->active = 5;
-    args->prefill_chunk = 512;
     app_attention_defaults(&args->attention);
 }
 
@@ -64,12 +67,6 @@ double bench_median(double *values, size_t n)
             values[j - 1] = swap;
         }
     return n % 2 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
-}
-
-int bench_threads(const bench_args *args, const comm *c)
-{
-    const int share = rt_pool_cores() / comm_local_ranks(c);
-    return args->threads ? args->threads : share > 1 ? share : 1;
 }
 
 static const bench *find_bench(const char *name)
@@ -98,8 +95,8 @@ static rt_status check(void *target)
     if (!b)
         return RT_FAIL(RT_ERR_INVALID, "%s: not one of attention, prefill, decode",
                        words->len ? words->items[0] : "no benchmark named");
-    if (b->needs_model && !args->model)
-        return RT_FAIL(RT_ERR_INVALID, "--model DIR is missing");
+    if (b->needs_model)
+        RT_TRY(app_model_check(args->model, args->dummy));
     if (words->len < 2)
         return RT_FAIL(RT_ERR_INVALID, "bench %s: no number of tokens given", b->name);
     for (size_t i = 1; i < words->len; i++) {

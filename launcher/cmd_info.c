@@ -3,6 +3,7 @@
 // Reads the headers only; no weight is loaded and no rank is started. Or: what a trace
 // of page plans holds.
 #include "launcher/app.h"
+#include "launcher/model_options.h"
 #include "launcher/report.h"
 #include "launcher/trace_print.h"
 
@@ -23,6 +24,7 @@ enum { WEIGHT_BYTES = 4, KV_BYTES = 4 }; // the CPU keeps f32
 typedef struct info_args {
     app_common common;
     const char *model, *trace;
+    int dummy;
     int ranks, context, page;
     rt_config_overrides overrides;
     bool json;
@@ -32,6 +34,7 @@ typedef struct info_args {
 
 static const app_option options[] = {
     APP_OPTION_MODEL(info_args),
+    APP_OPTION_DUMMY(info_args),
     {"block-length", 0, APP_INT, AT(overrides.block_length), 1, 4096, "N", "from the checkpoint",
      "tokens in a block", NULL, NULL, NULL},
     {"mask-id", 0, APP_INT, AT(overrides.mask_id), 0, INT_MAX, "ID", "from the checkpoint",
@@ -49,6 +52,7 @@ static const app_option options[] = {
 static void defaults(void *target)
 {
     info_args *args = target;
+    args->dummy = APP_NO_DUMMY;
     args->ranks = 1;
     args->page = losa_config_default().page;
     args->overrides.mask_id = -1;
@@ -57,8 +61,11 @@ static void defaults(void *target)
 static rt_status check(void *target)
 {
     const info_args *args = target;
-    if (!args->model == !args->trace)
-        return RT_FAIL(RT_ERR_INVALID, "give either --model DIR or --trace FILE");
+    const bool model = args->model || args->dummy != APP_NO_DUMMY;
+    if (model == !!args->trace)
+        return RT_FAIL(RT_ERR_INVALID, "give either --model DIR, --dummy NAME or --trace FILE");
+    if (model)
+        RT_TRY(app_model_check(args->model, args->dummy));
     if (args->trace && args->json)
         return RT_FAIL(RT_ERR_INVALID, "--trace prints lines of text, not --json");
     losa_config config = losa_config_default();
@@ -146,17 +153,22 @@ static json_t *model_json(const rt_model_config *m)
         m->block_source, "mask_id", m->mask_id, "mask_source", m->mask_source, "stop_ids", stops);
 }
 
+static json_t *files_json(const rt_checkpoint *ckpt)
+{
+    return json_pack("{s:I, s:I, s:I}", "tensors", (json_int_t)rt_checkpoint_count(ckpt),
+                     "tensor_bytes", (json_int_t)rt_checkpoint_bytes(ckpt), "parameters",
+                     (json_int_t)count_parameters(ckpt));
+}
+
 static rt_status print_json(const info_args *args, const rt_model_config *m,
                             const rt_checkpoint *ckpt, const par_plan *plans, int64_t context)
 {
     json_t *shards = json_array();
     for (int r = 0; r < args->ranks; r++)
         json_array_append_new(shards, shard_json(m, &plans[r], context, args->page));
-    json_t *all = json_pack("{s:o, s:I, s:I, s:I, s:I, s:o}", "model", model_json(m), "tensors",
-                            (json_int_t)rt_checkpoint_count(ckpt), "tensor_bytes",
-                            (json_int_t)rt_checkpoint_bytes(ckpt), "parameters",
-                            (json_int_t)count_parameters(ckpt), "context", (json_int_t)context,
-                            "shards", shards);
+    json_t *all =
+        json_pack("{s:o, s:o*, s:I, s:o}", "model", model_json(m), "files",
+                  ckpt ? files_json(ckpt) : NULL, "context", (json_int_t)context, "shards", shards);
     if (!all)
         return RT_FAIL(RT_ERR_INTERNAL, "info: no memory, or text that is not UTF-8");
     const rt_status status = app_report_write(all, "-");
@@ -251,9 +263,11 @@ static rt_status print_text(const info_args *args, const rt_model_config *m,
                             const rt_checkpoint *ckpt, const par_plan *plans, int64_t context)
 {
     print_model(m);
-    print_row("tensors", "%zu, %.1f MB", rt_checkpoint_count(ckpt),
-              (double)rt_checkpoint_bytes(ckpt) / 1e6);
-    print_row("parameters", "%.2f million", (double)count_parameters(ckpt) / 1e6);
+    if (ckpt) {
+        print_row("tensors", "%zu, %.1f MB", rt_checkpoint_count(ckpt),
+                  (double)rt_checkpoint_bytes(ckpt) / 1e6);
+        print_row("parameters", "%.2f million", (double)count_parameters(ckpt) / 1e6);
+    }
     print_row("KV per token", "%lld bytes on each rank",
               (long long)kv_bytes_per_token(m, &plans[0]));
     printf("\n%d rank%s on CPUs (f32), KV pages for %lld tokens:\n", args->ranks,
@@ -278,10 +292,11 @@ static rt_status run(comm *c, void *target)
     if (args->trace)
         return app_trace_print(args->trace);
     rt_model_config m;
-    rt_checkpoint *ckpt;
+    rt_checkpoint *ckpt = NULL; // none of a dummy
     par_plan *plans;
-    RT_TRY(rt_config_load(args->model, &args->overrides, &m));
-    RT_TRY(rt_checkpoint_open(args->model, &ckpt));
+    RT_TRY(app_model_config(args->model, args->dummy, &args->overrides, &m));
+    if (args->model)
+        RT_TRY(rt_checkpoint_open(args->model, &ckpt));
     rt_status status;
     RT_TRY_GOTO(status, RT_ALLOC(plans, (size_t)args->ranks, "plans"), close);
     RT_TRY_GOTO(status, make_plans(&m, args->ranks, plans), free_plans);
@@ -297,7 +312,7 @@ close:
 const app_command app_cmd_info = {
     .name = "info",
     .summary = "what a checkpoint is, its shards and memory; what a trace holds",
-    .usage = "--model DIR [--ranks N] [--context N] [--json] | --trace FILE",
+    .usage = "--model DIR | --dummy NAME [--ranks N] [--context N] [--json] | --trace FILE",
     .table = {options, sizeof options / sizeof options[0]},
     .args_size = sizeof(info_args),
     .local = true,

@@ -2,6 +2,7 @@
 // Softmax statistics, top-k and top-p thresholds, sampling and the choice among
 // ranks. Sums above a thread's own run are in f64, in a fixed order.
 #include "kernels/cuda/common.cuh"
+#include "kernels/cuda/philox.cuh"
 
 // ---- floats as ordered integers: kernels/cpu/vocab.h says why ---------------------
 
@@ -315,23 +316,9 @@ extern "C" int kern_cuda_launch_vocab_narrow(const kern_cuda_ctx *ctx,
 
 // ---- sampling ------------------------------------------------------------------------
 
-// First word of Philox4x32-10 (runtime/base/rng.c).
-__device__ static unsigned philox_word(uint2 key, uint4 x)
-{
-    for (int round = 0; round < 10; round++) {
-        const unsigned a_high = __umulhi(0xD2511F53u, x.x), a_low = 0xD2511F53u * x.x;
-        const unsigned b_high = __umulhi(0xCD9E8D57u, x.z), b_low = 0xCD9E8D57u * x.z;
-        x = make_uint4(b_high ^ x.y ^ key.x, b_low, a_high ^ x.w ^ key.y, a_low);
-        key.x += 0x9E3779B9u;
-        key.y += 0xBB67AE85u;
-    }
-    return x.x;
-}
-
 __device__ static float gumbel(unsigned word)
 {
-    const float u = ((float)(word >> 9) + 0.5f) * 0x1p-23f; // in (0, 1)
-    return -logf(-logf(u));
+    return -logf(-logf(uniform_open(word)));
 }
 
 struct candidate {
@@ -387,7 +374,7 @@ __global__ void __launch_bounds__(THREADS)
         float score = l;
         if (!sample.greedy) {
             const uint4 counter = make_uint4(sample.position, sample.step, (unsigned)id, 0);
-            score += gumbel(philox_word(make_uint2(sample.seed_lo, sample.seed_hi), counter));
+            score += gumbel(philox(make_uint2(sample.seed_lo, sample.seed_hi), counter).x);
         }
         best = better(best, candidate{score, l, id});
     }

@@ -4,7 +4,6 @@
 #include "runtime/base/file.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
-#include "runtime/base/pool.h"
 
 #include <limits.h>
 
@@ -58,7 +57,7 @@ static int round_up(int n, int unit)
 static rt_status check_options(const rt_engine_options *o)
 {
     enum { SESSIONS_MAX = 4096, CHUNK_MAX = 1 << 20 };
-    RT_CHECK_ARG(o->model_dir);
+    RT_CHECK_ARG(!o->model_dir != !o->dummy);
     if (o->max_sessions < 1 || o->max_sessions > SESSIONS_MAX)
         return RT_FAIL(RT_ERR_INVALID, "max sessions %d: must be 1 to %d", o->max_sessions,
                        SESSIONS_MAX);
@@ -70,20 +69,25 @@ static rt_status check_options(const rt_engine_options *o)
     return losa_config_check(&o->attention);
 }
 
+static rt_status read_config(const rt_engine_options *options, rt_model_config *out)
+{
+    if (options->dummy) {
+        *out = *options->dummy;
+        return RT_OK;
+    }
+    const rt_config_overrides overrides = {options->block_length, options->mask_id};
+    return rt_config_load(options->model_dir, &overrides, out);
+}
+
 // Reads the configuration; fills in what the options leave open.
 static rt_status configure(rt_engine *e, const rt_engine_options *options)
 {
     RT_TRY(check_options(options));
     e->options = *options;
-    const rt_config_overrides overrides = {options->block_length, options->mask_id};
-    RT_TRY(rt_config_load(options->model_dir, &overrides, &e->config));
+    RT_TRY(read_config(options, &e->config));
     const par_shape shape = {e->config.heads, e->config.kv_heads, e->config.ffn, e->config.vocab};
     comm *c = e->group.comm;
     RT_TRY(par_plan_make(&shape, comm_rank(c), comm_ranks(c), &e->plan));
-    if (e->options.threads == 0) {
-        const int share = rt_pool_cores() / comm_local_ranks(c);
-        e->options.threads = share > 0 ? share : 1;
-    }
     if (e->options.context == 0)
         e->options.context = e->config.max_positions;
     e->prefill_chunk = round_up(options->prefill_chunk, e->config.block_length);
@@ -92,20 +96,7 @@ static rt_status configure(rt_engine *e, const rt_engine_options *options)
 
 static rt_status open_device(rt_engine *e)
 {
-    const int local = comm_local_ranks(e->group.comm);
-    const int there = kern_device_count(e->options.device);
-    if (e->options.device == KERN_CUDA && local > there)
-        return RT_FAIL(RT_ERR_UNSUPPORTED,
-                       "device cuda: %d ranks on this host, %d GPUs: every "
-                       "rank needs one of its own",
-                       local, there);
-    const kern_dev_options dev = {
-        .kind = e->options.device,
-        .index = comm_local_rank(e->group.comm),
-        .threads = e->options.threads,
-        .precision = e->options.precision,
-    };
-    RT_TRY(kern_dev_open(&dev, &e->dev));
+    RT_TRY(rt_engine_device(&e->options, e->group.comm, &e->dev));
     e->group.dev = e->dev;
     return RT_OK;
 }
@@ -166,12 +157,13 @@ static rt_status open_model(rt_engine *e)
         .positions = round_up(e->config.max_positions, e->config.block_length),
         .rows = max_rows(e),
         .head_rows = max_head_rows(e),
-        .allow_nonfinite = e->options.allow_nonfinite,
     };
-    rt_checkpoint *ckpt;
-    RT_TRY(rt_checkpoint_open(e->options.model_dir, &ckpt));
+    rt_checkpoint *ckpt = NULL;
+    if (!e->options.dummy)
+        RT_TRY(rt_checkpoint_open(e->options.model_dir, &ckpt));
+    const rt_weights_source source = {ckpt, e->options.allow_nonfinite};
     const rt_status status =
-        rt_model_open(&e->group, &e->plan, &e->config, &limits, ckpt, &e->model);
+        rt_model_open(&e->group, &e->plan, &e->config, &limits, &source, &e->model);
     rt_checkpoint_close(ckpt);
     return status;
 }
@@ -193,6 +185,8 @@ static rt_status open_denoise(rt_engine *e)
 static rt_status open_tokenizer(rt_engine *e)
 {
     char path[PATH_MAX];
+    if (e->options.dummy)
+        return RT_OK;
     RT_TRY(rt_path_join(e->options.model_dir, "tokenizer.json", path, sizeof path));
     return rt_file_exists(path) ? rt_tokenizer_open(path, &e->tokenizer) : RT_OK;
 }

@@ -22,7 +22,11 @@ typedef struct rt_engine rt_engine;
 typedef uint32_t rt_session_id; // never 0
 
 typedef struct rt_engine_options {
-    const char *model_dir;
+    const char *model_dir; // NULL with `dummy`
+    // Random weights of these shapes instead of a checkpoint, and no tokenizer: requests
+    // come as ids. Borrowed by rt_engine_open; NULL: none. block_length and mask_id are not
+    // read then.
+    const rt_model_config *dummy;
     kern_kind device; // default: CUDA where there is a GPU
     kern_precision precision;
     int threads;          // per rank; 0 = cores / local ranks
@@ -37,6 +41,10 @@ typedef struct rt_engine_options {
     const char *trace_plans; // file for every mask and page list, written by rank 0; NULL: none
 } rt_engine_options;
 rt_engine_options rt_engine_options_default(void);
+
+// This rank's device, as an engine with these options opens it: one of its own on its
+// host. Not collective; for benchmarks without an engine.
+rt_status rt_engine_device(const rt_engine_options *options, const comm *c, kern_dev **out);
 
 // Collective. Loads the model and reserves all memory. `c` is borrowed.
 rt_status rt_engine_open(const rt_engine_options *options, comm *c, rt_engine **out);

@@ -28,6 +28,8 @@ static rt_status encode_prompt(const rt_engine *e, const rt_request *r, rt_ids *
 {
     if (r->prompt_ids)
         return rt_ids_append(out, r->prompt_ids, r->prompt_ids_len);
+    if (e->options.dummy)
+        return RT_FAIL(RT_ERR_INVALID, "prompt: random weights have no tokenizer, give ids");
     if (!e->tokenizer)
         return RT_FAIL(RT_ERR_IO, "%s/tokenizer.json: not found; it is needed to read text",
                        e->options.model_dir);
@@ -134,7 +136,7 @@ static rt_status fill_session(const rt_engine *e, const rt_request *request, rt_
     if (e->config.mask_id < 0)
         return RT_FAIL(RT_ERR_INVALID,
                        "%s: no mask token in config or tokenizer; give its id (--mask-id)",
-                       e->options.model_dir);
+                       e->options.model_dir ? e->options.model_dir : "random weights");
     s->slot = -1;
     s->request = *request;
     fill_defaults(e, &s->request);

@@ -73,6 +73,14 @@ rt_status rt_config_load_optional(const char *dir, const char *name, char *path,
 
 // ---- architecture ----------------------------------------------------------
 
+const rt_architecture *rt_config_architecture(const char *name)
+{
+    for (int i = 0; i < ARCHITECTURES; i++)
+        if (strcmp(name, architectures[i].name) == 0)
+            return &architectures[i];
+    return NULL;
+}
+
 static rt_status unknown_architecture(const char *path, const char *key, const char *name)
 {
     rt_str known = {0};

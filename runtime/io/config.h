@@ -61,4 +61,11 @@ typedef struct rt_config_overrides {
 rt_status rt_config_load(const char *model_dir, const rt_config_overrides *overrides,
                          rt_model_config *out);
 
+// Published checkpoints whose configuration is known without their files, for measuring
+// speed with random weights. The i-th name; NULL after the last.
+const char *rt_config_published_name(size_t i);
+// The i-th configuration, i < their number. Block length and mask id: override, then the
+// architecture's default.
+rt_status rt_config_published(size_t i, const rt_config_overrides *overrides, rt_model_config *out);
+
 #endif

@@ -80,6 +80,16 @@ static rt_status block_from_config(const rt_config_source *src, rt_model_config 
     return RT_OK;
 }
 
+void rt_config_set_block(const rt_architecture *arch, int length, const char *source,
+                         rt_model_config *out)
+{
+    out->block_length = length;
+    out->block_source = source;
+    // Sub-blocks must tile the block; otherwise it is one piece.
+    const bool tiles = arch->sub_block > 0 && length % arch->sub_block == 0;
+    out->default_sub_block = tiles ? arch->sub_block : 0;
+}
+
 rt_status rt_config_find_block(const rt_config_source *src, int override, rt_model_config *out)
 {
     if (override < 0 || override > RT_CONFIG_MAX_BLOCK)
@@ -97,9 +107,7 @@ rt_status rt_config_find_block(const rt_config_source *src, int override, rt_mod
         out->block_length = src->arch->block_length;
         out->block_source = "the architecture's default";
     }
-    // Sub-blocks must tile the block; otherwise it is one piece.
-    bool tiles = src->arch->sub_block > 0 && out->block_length % src->arch->sub_block == 0;
-    out->default_sub_block = tiles ? src->arch->sub_block : 0;
+    rt_config_set_block(src->arch, out->block_length, out->block_source, out);
     return RT_OK;
 }
 

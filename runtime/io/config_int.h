@@ -27,6 +27,9 @@ typedef struct rt_architecture {
     int stop_count;
 } rt_architecture;
 
+// The one of this name; NULL: not known.
+const rt_architecture *rt_config_architecture(const char *name);
+
 // A parsed config.json and where it was found.
 typedef struct rt_config_source {
     const char *dir;
@@ -48,6 +51,9 @@ rt_status rt_config_read_rope(const rt_config_source *src, rt_model_config *out)
 
 // block_length, default_sub_block
 rt_status rt_config_find_block(const rt_config_source *src, int override, rt_model_config *out);
+// The same from a block length that is known, and where it came from.
+void rt_config_set_block(const rt_architecture *arch, int length, const char *source,
+                         rt_model_config *out);
 // mask_id; needs vocab
 rt_status rt_config_find_mask(const rt_config_source *src, int override, rt_model_config *out);
 

@@ -5,7 +5,6 @@
 
 #include "runtime/base/mem.h"
 #include "runtime/model/rope.h"
-#include "runtime/model/weights.h"
 
 struct rt_model {
     par_group group;
@@ -69,7 +68,8 @@ static rt_status open_activations(rt_model *m)
 }
 
 rt_status rt_model_open(const par_group *group, const par_plan *plan, const rt_model_config *config,
-                        const rt_model_limits *limits, const rt_checkpoint *ckpt, rt_model **out)
+                        const rt_model_limits *limits, const rt_weights_source *source,
+                        rt_model **out)
 {
     rt_model *m;
     RT_TRY(RT_ALLOC(m, 1, "model"));
@@ -78,8 +78,8 @@ rt_status rt_model_open(const par_group *group, const par_plan *plan, const rt_m
     m->config = *config;
     m->limits = *limits;
     rt_status status;
-    status = rt_weights_load(group->dev, plan, config, ckpt, limits->allow_nonfinite, &m->weights);
-    RT_TRY_GOTO(status, status, close_model);
+    RT_TRY_GOTO(status, rt_weights_load(group->dev, plan, config, source, &m->weights),
+                close_model);
     RT_TRY_GOTO(status, open_rope(m), close_model);
     RT_TRY_GOTO(status, open_activations(m), close_model);
     *out = m;

@@ -7,22 +7,21 @@
 #include "losa/attention.h"
 #include "parallel/linear.h"
 #include "parallel/plan.h"
-#include "runtime/io/config.h"
-#include "runtime/io/safetensors.h"
+#include "runtime/model/weights.h"
 
 typedef struct rt_model rt_model;
 
-// Capacities, fixed at start, and what is accepted.
+// Capacities, fixed at start.
 typedef struct rt_model_limits {
-    int positions;        // length of the rotary tables
-    int rows;             // rows of a forward
-    int head_rows;        // rows of one call of the head
-    bool allow_nonfinite; // weights may hold NaN and infinity
+    int positions; // length of the rotary tables
+    int rows;      // rows of a forward
+    int head_rows; // rows of one call of the head
 } rt_model_limits;
 
 // Loads this rank's slices. `group` and `config` are copied, its members borrowed.
 rt_status rt_model_open(const par_group *group, const par_plan *plan, const rt_model_config *config,
-                        const rt_model_limits *limits, const rt_checkpoint *ckpt, rt_model **out);
+                        const rt_model_limits *limits, const rt_weights_source *source,
+                        rt_model **out);
 void rt_model_close(rt_model *m);
 
 // The transformer layers and the final norm. `kv` has one entry per layer. The result

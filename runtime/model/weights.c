@@ -11,10 +11,13 @@ typedef struct loader {
     kern_dev *dev;
     const par_plan *plan;
     const rt_model_config *config;
-    const rt_checkpoint *ckpt;
-    bool allow_nonfinite;
+    rt_weights_source source;
     int layer;
+    uint32_t buffers; // made so far: seeds of random ones
 } loader;
+
+// Deviation of random weights; the initializer_range of transformers.
+static const float deviation = 0.02f;
 
 // A part of a stored matrix [rows, cols] (cols 0: a vector), to be uploaded from
 // element `first` of the destination on.
@@ -37,11 +40,11 @@ static rt_status upload_slice(const loader *ld, const slice *s, kern_buf *dst, s
     char name[128];
     tensor_name(ld, s->name, name, sizeof name);
     rt_tensor t;
-    RT_TRY(rt_checkpoint_find(ld->ckpt, name, s->rows, s->cols, &t));
+    RT_TRY(rt_checkpoint_find(ld->source.ckpt, name, s->rows, s->cols, &t));
     const int stored_cols = s->cols ? s->cols : 1;
     const par_range row = s->row.count ? s->row : (par_range){0, s->rows};
     const par_range col = s->col.count ? s->col : (par_range){0, stored_cols};
-    if (!ld->allow_nonfinite)
+    if (!ld->source.allow_nonfinite)
         RT_TRY(rt_finite_check(&t, row, col));
     const size_t skip = (size_t)row.first * (size_t)stored_cols + (size_t)col.first;
     const kern_upload_args upload = {
@@ -58,19 +61,49 @@ static rt_status upload_slice(const loader *ld, const slice *s, kern_buf *dst, s
     return RT_OK;
 }
 
+static rt_status fill_random(const loader *ld, size_t count, kern_buf *dst)
+{
+    const kern_fill_normal_args fill = {
+        .dst = dst,
+        .count = count,
+        .seed = (uint64_t)ld->plan->rank << 32 | ld->buffers,
+        .scale = deviation,
+    };
+    return kern_fill_normal(ld->dev, &fill);
+}
+
 // Loads slices one after the other into a new buffer of `count` elements.
-static rt_status load(const loader *ld, kern_dtype dtype, size_t count, const slice *slices,
-                      size_t n, kern_buf **out)
+static rt_status load(loader *ld, kern_dtype dtype, size_t count, const slice *slices, size_t n,
+                      kern_buf **out)
 {
     RT_TRY(kern_buf_new(ld->dev, dtype, count, slices[0].name, out));
+    ld->buffers++;
+    if (!ld->source.ckpt)
+        return fill_random(ld, count, *out);
     size_t first = 0;
     for (size_t i = 0; i < n; i++)
         RT_TRY(upload_slice(ld, &slices[i], *out, &first));
     return RT_OK;
 }
 
-static rt_status load_vector(const loader *ld, const char *name, int count, kern_buf **out)
+static rt_status fill_ones(const loader *ld, const char *name, int count, kern_buf **out)
 {
+    float *ones;
+    RT_TRY(RT_ALLOC(ones, (size_t)count, name));
+    for (int i = 0; i < count; i++)
+        ones[i] = 1.0f;
+    rt_status status = kern_buf_new(ld->dev, KERN_F32, (size_t)count, name, out);
+    if (status == RT_OK)
+        status = kern_write(*out, 0, ones, (size_t)count);
+    rt_free(ones);
+    return status;
+}
+
+// The weight of a norm.
+static rt_status load_norm(loader *ld, const char *name, int count, kern_buf **out)
+{
+    if (!ld->source.ckpt)
+        return fill_ones(ld, name, count, out);
     const slice s = {.name = name, .rows = count};
     return load(ld, KERN_F32, (size_t)count, &s, 1, out);
 }
@@ -78,15 +111,19 @@ static rt_status load_vector(const loader *ld, const char *name, int count, kern
 // Matrices are kept as stored, as far as the device can.
 static rt_status matrix_dtype(const loader *ld, const slice *s, kern_dtype *out)
 {
+    if (!ld->source.ckpt) {
+        *out = kern_dev_weight_dtype(ld->dev, KERN_BF16);
+        return RT_OK;
+    }
     char name[128];
     tensor_name(ld, s->name, name, sizeof name);
     rt_tensor t;
-    RT_TRY(rt_checkpoint_find(ld->ckpt, name, s->rows, s->cols, &t));
+    RT_TRY(rt_checkpoint_find(ld->source.ckpt, name, s->rows, s->cols, &t));
     *out = kern_dev_weight_dtype(ld->dev, t.dtype);
     return RT_OK;
 }
 
-static rt_status load_matrix(const loader *ld, size_t count, const slice *slices, size_t n,
+static rt_status load_matrix(loader *ld, size_t count, const slice *slices, size_t n,
                              kern_buf **out)
 {
     kern_dtype dtype;
@@ -99,7 +136,7 @@ static par_range head_rows(par_range heads, int head_dim)
     return (par_range){heads.first * head_dim, heads.count * head_dim};
 }
 
-static rt_status load_attention(const loader *ld, rt_layer_weights *w)
+static rt_status load_attention(loader *ld, rt_layer_weights *w)
 {
     const rt_model_config *c = ld->config;
     const int d = c->head_dim;
@@ -120,14 +157,14 @@ static rt_status load_attention(const loader *ld, rt_layer_weights *w)
         RT_TRY(load(ld, KERN_F32, (size_t)qkv_rows, bias, 3, &w->qkv_bias));
     }
     if (c->qk_norm) {
-        RT_TRY(load_vector(ld, "self_attn.q_norm.weight", d, &w->q_norm));
-        RT_TRY(load_vector(ld, "self_attn.k_norm.weight", d, &w->k_norm));
+        RT_TRY(load_norm(ld, "self_attn.q_norm.weight", d, &w->q_norm));
+        RT_TRY(load_norm(ld, "self_attn.k_norm.weight", d, &w->k_norm));
     }
     const slice o = {"self_attn.o_proj.weight", c->hidden, c->heads * d, {0, 0}, q};
     return load_matrix(ld, (size_t)c->hidden * (size_t)q.count, &o, 1, &w->o);
 }
 
-static rt_status load_mlp(const loader *ld, rt_layer_weights *w)
+static rt_status load_mlp(loader *ld, rt_layer_weights *w)
 {
     const rt_model_config *c = ld->config;
     const par_range ffn = ld->plan->ffn;
@@ -148,8 +185,8 @@ static rt_status load_layers(loader *ld, rt_weights *w)
     w->layer_count = c->layers;
     for (ld->layer = 0; ld->layer < c->layers; ld->layer++) {
         rt_layer_weights *layer = &w->layers[ld->layer];
-        RT_TRY(load_vector(ld, "input_layernorm.weight", c->hidden, &layer->attn_norm));
-        RT_TRY(load_vector(ld, "post_attention_layernorm.weight", c->hidden, &layer->mlp_norm));
+        RT_TRY(load_norm(ld, "input_layernorm.weight", c->hidden, &layer->attn_norm));
+        RT_TRY(load_norm(ld, "post_attention_layernorm.weight", c->hidden, &layer->mlp_norm));
         RT_TRY(load_attention(ld, layer));
         RT_TRY(load_mlp(ld, layer));
     }
@@ -165,10 +202,11 @@ static rt_status load_all(loader *ld, rt_weights *w)
     const slice embed = {"model.embed_tokens.weight", c->vocab, c->hidden, vocab, {0, 0}};
     RT_TRY(load_matrix(ld, shard, &embed, 1, &w->embed));
     RT_TRY(load_layers(ld, w));
-    RT_TRY(load_vector(ld, "model.norm.weight", c->hidden, &w->final_norm));
+    RT_TRY(load_norm(ld, "model.norm.weight", c->hidden, &w->final_norm));
     // A tied head may be left out of the file or be stored again; the config decides,
     // and a file without a head can only be tied.
-    if (c->tied_head || !rt_checkpoint_has(ld->ckpt, "lm_head.weight")) {
+    const rt_checkpoint *ckpt = ld->source.ckpt;
+    if (c->tied_head || (ckpt && !rt_checkpoint_has(ckpt, "lm_head.weight"))) {
         w->head = w->embed;
         return RT_OK;
     }
@@ -177,10 +215,10 @@ static rt_status load_all(loader *ld, rt_weights *w)
 }
 
 rt_status rt_weights_load(kern_dev *dev, const par_plan *plan, const rt_model_config *config,
-                          const rt_checkpoint *ckpt, bool allow_nonfinite, rt_weights *out)
+                          const rt_weights_source *source, rt_weights *out)
 {
     *out = (rt_weights){0};
-    loader ld = {dev, plan, config, ckpt, allow_nonfinite, -1};
+    loader ld = {.dev = dev, .plan = plan, .config = config, .source = *source, .layer = -1};
     const rt_status status = load_all(&ld, out);
     if (status != RT_OK)
         rt_weights_free(out);

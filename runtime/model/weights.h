@@ -27,9 +27,16 @@ typedef struct rt_weights {
     rt_layer_weights *layers;
 } rt_weights;
 
-// A slice that holds NaN or infinity is refused, by name, unless `allow_nonfinite`.
+// Where the weights come from: a checkpoint, or without one random numbers of the
+// configured shapes, kept as if they were stored in bf16. Random weights depend on the
+// rank: shards of another split are not parts of the same matrix.
+typedef struct rt_weights_source {
+    const rt_checkpoint *ckpt; // NULL: random
+    bool allow_nonfinite;      // else a slice that holds NaN or infinity is refused, by name
+} rt_weights_source;
+
 rt_status rt_weights_load(kern_dev *dev, const par_plan *plan, const rt_model_config *config,
-                          const rt_checkpoint *ckpt, bool allow_nonfinite, rt_weights *out);
+                          const rt_weights_source *source, rt_weights *out);
 void rt_weights_free(rt_weights *w); // safe on a partly loaded or zero struct
 
 #endif

@@ -83,6 +83,37 @@ static void check_upload(kern_dev *dev, kt_rng *rng, kern_dtype from, kern_dtype
     rt_free(values);
 }
 
+// Normals differ by an ulp or two of log, sine and cosine; then by the rounding of the type.
+static void check_fill(kern_dev *dev, kern_dtype dtype, size_t count)
+{
+    const kern_fill_normal_args fill = {.count = count, .seed = 0x123456789abcdefu, .scale = 3.0f};
+    kern_fill_normal_args on_cpu = fill, on_gpu = fill;
+    on_cpu.dst = kt_out_f32(pt_cpu, count);
+    on_gpu.dst = kt_out(dev, dtype, count);
+    KT_OK(kern_fill_normal(pt_cpu, &on_cpu));
+    KT_OK(kern_fill_normal(dev, &on_gpu));
+    float *want = kt_take(on_cpu.dst, count);
+    char *got = kt_take(on_gpu.dst, count);
+    float *wide = kt_floats(count);
+    for (size_t i = 0; i < count; i++) {
+        uint16_t bits = 0;
+        _Float16 half;
+        if (dtype != KERN_F32)
+            memcpy(&bits, got + 2 * i, sizeof bits);
+        memcpy(&half, &bits, sizeof half);
+        const uint32_t word = (uint32_t)bits << 16;
+        memcpy(&wide[i], dtype == KERN_F32 ? got + 4 * i : (const char *)&word, sizeof *wide);
+        wide[i] = dtype == KERN_F16 ? (float)half : wide[i];
+    }
+    const double rounding = dtype == KERN_F32 ? 0 : dtype == KERN_BF16 ? 0x1p-8 : 0x1p-11;
+    pt_near("fill", want, wide, count, 1.0, 5e-6 + rounding);
+    kern_buf_free(on_cpu.dst);
+    kern_buf_free(on_gpu.dst);
+    rt_free(want);
+    rt_free(got);
+    rt_free(wide);
+}
+
 void pt_test_buffers(void **state)
 {
     (void)state;
@@ -92,6 +123,10 @@ void pt_test_buffers(void **state)
     for (size_t i = 0; i < KT_COUNT(types); i++)
         for (size_t j = 0; j < KT_COUNT(types); j++)
             check_upload(pt_gpu[PT_BF16], &rng, types[i], types[j]);
+    const size_t counts[] = {1, 7, 4096, 100001};
+    for (size_t i = 0; i < KT_COUNT(types); i++)
+        for (size_t j = 0; j < KT_COUNT(counts); j++)
+            check_fill(pt_gpu[PT_BF16], types[i], counts[j]);
 }
 
 typedef struct dense_case {

@@ -246,6 +246,17 @@ static void test_upload(void **state)
 #undef BAD_UPLOAD
 }
 
+static void test_fill_arguments(void **state)
+{
+    fixture *f = *state;
+    kern_fill_normal_args fill = {.dst = f->f32, .count = 8, .scale = 1.0f};
+    KT_OK(kern_fill_normal(f->dev, &fill));
+    BAD_OPEN_BUF(kern_fill_normal, fill, dst);
+    BAD(kern_fill_normal, fill, "dst", a.dst = f->bf16); // the CPU keeps f32
+    BAD(kern_fill_normal, fill, "dst", a.count = BIG + 1);
+    KT_OK(kern_fill_zero(f->f32, 8));
+}
+
 static void test_dense_arguments(void **state)
 {
     fixture *f = *state;
@@ -726,6 +737,7 @@ int main(void)
         cmocka_unit_test(test_buffers),
         cmocka_unit_test(test_recording),
         cmocka_unit_test(test_upload),
+        cmocka_unit_test(test_fill_arguments),
         cmocka_unit_test(test_dense_arguments),
         cmocka_unit_test(test_rope_arguments),
         cmocka_unit_test(test_kv_and_locality_arguments),

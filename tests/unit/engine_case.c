@@ -42,8 +42,10 @@ void engine_open(engine_case *c, const rt_engine_options *options, int ranks)
 {
     static const double DEADLINE = 60.0;
     *c = (engine_case){.ranks = ranks, .options = *options};
-    snprintf(c->dir, sizeof c->dir, "%s", options->model_dir);
-    c->options.model_dir = c->dir;
+    if (options->model_dir) {
+        snprintf(c->dir, sizeof c->dir, "%s", options->model_dir);
+        c->options.model_dir = c->dir;
+    }
     comm *comms[ENGINE_RANKS_MAX];
     if (ranks == 1)
         assert_ok(comm_open_self(comms));

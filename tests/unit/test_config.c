@@ -583,6 +583,57 @@ static void test_goldens(void **state)
     assert_true(c.qkv_bias && c.shifted && c.block_length == 16 && c.default_sub_block == 8);
 }
 
+// ---- published models ----------------------------------------------------------
+
+static size_t find_published(const char *name)
+{
+    size_t i = 0;
+    while (rt_config_published_name(i) && strcmp(rt_config_published_name(i), name) != 0)
+        i++;
+    assert_non_null(rt_config_published_name(i));
+    return i;
+}
+
+// What config.json of SDAR-4B says, and nothing else.
+static void test_published(void **state)
+{
+    (void)state;
+    test_dir dir = test_dir_new();
+    const rt_config_overrides none = {.mask_id = -1};
+    const rt_model_config want = load(&dir, "{}");
+    rt_model_config c;
+    assert_ok(rt_config_published(find_published("sdar-4b"), &none, &c));
+    assert_string_equal(c.architecture, want.architecture);
+    assert_true(c.hidden == want.hidden && c.ffn == want.ffn && c.layers == want.layers);
+    assert_true(c.heads == want.heads && c.kv_heads == want.kv_heads && c.vocab == want.vocab);
+    assert_true(c.head_dim == want.head_dim && c.max_positions == want.max_positions);
+    assert_true(c.rms_eps == want.rms_eps && c.rope.kind == want.rope.kind);
+    assert_true(c.rope.theta == want.rope.theta && c.rope.factor == want.rope.factor);
+    assert_true(c.qkv_bias == want.qkv_bias && c.qk_norm == want.qk_norm);
+    assert_true(c.tied_head == want.tied_head && c.shifted == want.shifted);
+    assert_true(c.block_length == want.block_length && c.mask_id == want.mask_id);
+    test_dir_remove(&dir);
+}
+
+static void test_published_overrides(void **state)
+{
+    (void)state;
+    const size_t v2 = find_published("fast-dllm-v2-7b");
+    rt_model_config c;
+    assert_ok(rt_config_published(v2, &(rt_config_overrides){.mask_id = -1}, &c));
+    assert_true(c.qkv_bias && !c.qk_norm && c.shifted && c.mask_id == 151665);
+    assert_true(c.block_length == 32 && c.default_sub_block == 8);
+    assert_ok(rt_config_published(v2, &(rt_config_overrides){12, 7}, &c));
+    assert_true(c.block_length == 12 && c.default_sub_block == 0 && c.mask_id == 7);
+    assert_string_equal(c.block_source, "the command line");
+    assert_fails(rt_config_published(v2, &(rt_config_overrides){-1, -1}, &c), RT_ERR_INVALID,
+                 "block length -1", "outside");
+    assert_fails(rt_config_published(v2, &(rt_config_overrides){0, 152064}, &c), RT_ERR_INVALID,
+                 "mask id 152064", "vocabulary");
+    assert_fails(rt_config_published(99, &(rt_config_overrides){0, -1}, &c), RT_ERR_INVALID, "i <",
+                 "");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -603,6 +654,8 @@ int main(void)
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_goldens),
         cmocka_unit_test(test_generation_refused),
+        cmocka_unit_test(test_published),
+        cmocka_unit_test(test_published_overrides),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// An engine without a checkpoint: random weights answer, always the same.
+#include "tests/unit/engine_case.h"
+
+#include <math.h>
+
+static const rt_model_config small = {
+    .architecture = "SDARForCausalLM",
+    .hidden = 32,
+    .ffn = 48,
+    .layers = 2,
+    .heads = 4,
+    .kv_heads = 2,
+    .head_dim = 16,
+    .vocab = 100,
+    .max_positions = 64,
+    .rms_eps = 1e-6,
+    .rope = {.kind = RT_ROPE_PLAIN, .theta = 1e4, .factor = 1},
+    .qk_norm = true,
+    .block_length = 4,
+    .block_source = "the test",
+    .mask_id = 99,
+    .mask_source = "the test",
+    .top_p = 1,
+};
+
+static rt_engine_options options_of(const rt_model_config *config)
+{
+    rt_engine_options o = rt_engine_options_default();
+    o.device = KERN_CPU;
+    o.threads = 1;
+    o.dummy = config;
+    return o;
+}
+
+static rt_request ask(void)
+{
+    rt_request r = rt_request_default();
+    r.prompt_ids = engine_prompt(3, 21, small.vocab - 1);
+    r.prompt_ids_len = 21;
+    r.max_tokens = 11;
+    r.strategy = RT_STRATEGY_STATIC;
+    return r;
+}
+
+static void test_answers(void **state)
+{
+    (void)state;
+    rt_model_config biased = small;
+    biased.qk_norm = false;
+    biased.qkv_bias = biased.shifted = biased.tied_head = true;
+    const rt_model_config *const configs[] = {&small, &biased};
+    const rt_request request = ask();
+    for (int i = 0; i < 2; i++) {
+        const rt_engine_options o = options_of(configs[i]);
+        for (int ranks = 1; ranks <= 2; ranks++) {
+            engine_answer first, again;
+            engine_run(&o, ranks, &request, 1, &first);
+            engine_run(&o, ranks, &request, 1, &again);
+            assert_int_equal(first.ids_len, 11);
+            engine_same("again", &again, &first, 1);
+            engine_free(&first, 1);
+            engine_free(&again, 1);
+        }
+    }
+}
+
+typedef struct spread {
+    double sum, squares;
+    size_t count;
+} spread;
+
+static rt_status take_logits(void *ctx, const float *rows, size_t n, int vocab)
+{
+    spread *s = ctx;
+    for (size_t i = 0; i < n * (size_t)vocab; i++) {
+        s->sum += (double)rows[i];
+        s->squares += (double)rows[i] * (double)rows[i];
+    }
+    s->count += n * (size_t)vocab;
+    return RT_OK;
+}
+
+// The head multiplies 32 numbers of mean square 1 by weights of deviation 0.02.
+static void test_logits(void **state)
+{
+    (void)state;
+    const rt_engine_options o = options_of(&small);
+    engine_case c;
+    spread s = {0};
+    engine_open(&c, &o, 1);
+    assert_ok(rt_engine_logits(c.root, engine_prompt(4, 40, 99), 40, take_logits, &s));
+    engine_close(&c);
+    const double deviation = sqrt(s.squares / (double)s.count), want = 0.02 * sqrt(32);
+    assert_int_equal(s.count, 4000);
+    assert_true(deviation > 0.7 * want && deviation < 1.4 * want);
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    engine_case c;
+    rt_engine_options o = options_of(&small);
+    rt_session_id id;
+    rt_request text = rt_request_default();
+    text.prompt = "Hello";
+    text.prompt_len = 5;
+    engine_open(&c, &o, 1);
+    assert_fails(rt_engine_submit(c.root, &text, &id), RT_ERR_INVALID, "prompt", "no tokenizer");
+    engine_close(&c);
+
+    comm *self;
+    rt_engine *e;
+    assert_ok(comm_open_self(&self));
+    o.model_dir = "/somewhere";
+    assert_fails(rt_engine_open(&o, self, &e), RT_ERR_INVALID, "dummy", "");
+    comm_close(self);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_answers),
+        cmocka_unit_test(test_logits),
+        cmocka_unit_test(test_refused),
+    };
+    return cmocka_run_group_tests_name("engine dummy", tests, NULL, NULL);
+}
