@@ -112,7 +112,7 @@ kern_dtype kern_dev_kv_dtype(const kern_dev *dev)
 }
 
 static rt_status new_buf(kern_dev *dev, kern_dtype dtype, size_t count, const char *what,
-                         bool shared, kern_buf **out)
+                         kern_memory memory, kern_buf **out)
 {
     RT_CHECK_ARG(dev && what && out);
     const size_t size = kern_dtype_size(dtype);
@@ -123,12 +123,12 @@ static rt_status new_buf(kern_dev *dev, kern_dtype dtype, size_t count, const ch
                        size);
     kern_buf *buf;
     RT_TRY(RT_ALLOC(buf, 1, what));
-    *buf = (kern_buf){.dev = dev, .dtype = dtype, .count = count, .shared = shared};
+    *buf = (kern_buf){.dev = dev, .dtype = dtype, .count = count, .memory = memory};
     rt_status status;
-    RT_TRY_GOTO(
-        status,
-        (shared ? dev->ops->alloc_shared : dev->ops->alloc)(dev, count * size, what, &buf->ptr),
-        free_buf);
+    RT_TRY_GOTO(status,
+                (memory == KERN_MEMORY_SHARED ? dev->ops->alloc_shared : dev->ops->alloc)(
+                    dev, count * size, what, &buf->ptr),
+                free_buf);
     *out = buf;
     return RT_OK;
 free_buf:
@@ -139,13 +139,13 @@ free_buf:
 rt_status kern_buf_new(kern_dev *dev, kern_dtype dtype, size_t count, const char *what,
                        kern_buf **out)
 {
-    return new_buf(dev, dtype, count, what, false, out);
+    return new_buf(dev, dtype, count, what, KERN_MEMORY_DEVICE, out);
 }
 
 rt_status kern_buf_new_shared(kern_dev *dev, kern_dtype dtype, size_t count, const char *what,
                               kern_buf **out)
 {
-    return new_buf(dev, dtype, count, what, true, out);
+    return new_buf(dev, dtype, count, what, KERN_MEMORY_SHARED, out);
 }
 
 void kern_buf_free(kern_buf *buf)
@@ -153,7 +153,10 @@ void kern_buf_free(kern_buf *buf)
     if (!buf)
         return;
     const kern_ops *ops = buf->dev->ops;
-    (buf->shared ? ops->release_shared : ops->release)(buf->dev, buf->ptr);
+    if (buf->memory == KERN_MEMORY_DEVICE)
+        ops->release(buf->dev, buf->ptr);
+    if (buf->memory == KERN_MEMORY_SHARED)
+        ops->release_shared(buf->dev, buf->ptr);
     rt_free(buf);
 }
 
@@ -177,6 +180,20 @@ static rt_status check_span(const char *op, const kern_buf *buf, size_t first, s
     if (first > buf->count || count > buf->count - first)
         return RT_FAIL(RT_ERR_INVALID, "%s: elements [%zu, +%zu) of a buffer of %zu", op, first,
                        count, buf->count);
+    return RT_OK;
+}
+
+rt_status kern_buf_view(kern_buf *owner, size_t first, size_t count, kern_buf **out)
+{
+    RT_CHECK_ARG(owner && out);
+    RT_TRY(check_span("kern_buf_view", owner, first, count));
+    kern_buf *view;
+    RT_TRY(RT_ALLOC(view, 1, "buffer view"));
+    *view = *owner;
+    view->ptr = (char *)owner->ptr + first * kern_dtype_size(owner->dtype);
+    view->count = count;
+    view->memory = KERN_MEMORY_VIEW;
+    *out = view;
     return RT_OK;
 }
 
@@ -312,44 +329,4 @@ void kern_graph_free(kern_graph *graph)
         return;
     graph->dev->recorder->free(graph->state);
     rt_free(graph);
-}
-
-// ---- timing ------------------------------------------------------------------------------
-
-rt_status kern_timer_new(kern_dev *dev, int marks, kern_timer **out)
-{
-    RT_CHECK_ARG(dev && out && marks >= 1);
-    kern_timer *timer;
-    RT_TRY(RT_ALLOC(timer, 1, "timer"));
-    *timer = (kern_timer){.dev = dev, .marks = marks};
-    const rt_status status = dev->ops->timer_open(dev, marks, &timer->state);
-    if (status != RT_OK) {
-        rt_free(timer);
-        return status;
-    }
-    *out = timer;
-    return RT_OK;
-}
-
-void kern_timer_free(kern_timer *timer)
-{
-    if (!timer)
-        return;
-    timer->dev->ops->timer_close(timer->state, timer->marks);
-    rt_free(timer);
-}
-
-rt_status kern_timer_mark(kern_timer *timer, int mark)
-{
-    RT_CHECK_ARG(timer && mark >= 0 && mark < timer->marks);
-    return timer->dev->ops->timer_mark(timer->dev, timer->state, mark);
-}
-
-rt_status kern_timer_read(kern_timer *timer, int from, int to, double *ms)
-{
-    RT_CHECK_ARG(timer && ms);
-    RT_CHECK_ARG(from >= 0 && from < timer->marks);
-    RT_CHECK_ARG(to >= 0 && to < timer->marks);
-    RT_TRY(check_not_recording("kern_timer_read", timer->dev));
-    return timer->dev->ops->timer_read(timer->dev, timer->state, from, to, ms);
 }
