@@ -9,6 +9,7 @@
 #include "runtime/base/mem.h"
 
 #include <math.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -90,6 +91,22 @@ static rt_status finish(comm *c, rt_status status)
     return status;
 }
 
+static rt_status wait_idle(comm *c, kern_dev *dev)
+{
+    const double start = rt_clock_now();
+    for (;;) {
+        bool idle = false;
+        RT_TRY(kern_poll(dev, &idle));
+        if (idle)
+            return RT_OK;
+        if (c->ops.data->check)
+            RT_TRY(c->ops.data->check(c));
+        if (rt_clock_now() - start > c->limit)
+            return comm_timeout(c);
+        sched_yield();
+    }
+}
+
 static void count_call(comm *c, comm_class class, size_t bytes)
 {
     c->counters[class].calls++;
@@ -156,6 +173,28 @@ static rt_status attach_cuda(comm *c, void *stream)
 #endif
 }
 
+// The first collectives of a kind and size set up their connections, for seconds: here,
+// not in the first request.
+static rt_status warm_up(comm *c, kern_dev *dev)
+{
+    static const size_t counts[] = {64, (size_t)1 << 14, (size_t)1 << 18, (size_t)1 << 21};
+    const size_t most = counts[sizeof counts / sizeof counts[0] - 1];
+    kern_buf *one, *all = NULL;
+    RT_TRY(kern_buf_new(dev, KERN_F32, most, "first collectives", &one));
+    rt_status status =
+        kern_buf_new(dev, KERN_F32, most * (size_t)c->ranks, "first collectives", &all);
+    for (size_t i = 0; status == RT_OK && i < sizeof counts / sizeof counts[0]; i++) {
+        status = c->ops.data->allreduce(c, one, counts[i], COMM_SUM);
+        if (status == RT_OK)
+            status = c->ops.data->allgather(c, one, counts[i], all);
+    }
+    if (status == RT_OK)
+        status = wait_idle(c, dev);
+    kern_buf_free(all);
+    kern_buf_free(one);
+    return status;
+}
+
 rt_status comm_attach(comm *c, kern_dev *dev)
 {
     RT_CHECK_ARG(c && dev && !c->host_data);
@@ -163,10 +202,13 @@ rt_status comm_attach(comm *c, kern_dev *dev)
         return RT_OK;
     c->host_data = c->ops.data;
     c->host_state = c->data_state;
+    RT_TRY(begin(c, "start of the data plane"));
     const rt_status status = attach_cuda(c, kern_dev_stream(dev));
-    if (status != RT_OK)
+    if (status != RT_OK) {
         c->host_data = NULL;
-    return status;
+        return status;
+    }
+    return finish(c, warm_up(c, dev));
 }
 
 void comm_detach(comm *c)
@@ -221,6 +263,14 @@ comm_counter comm_count(const comm *c, comm_class class)
     return c->counters[class];
 }
 
+void comm_count_again(comm *c, const comm_counter counted[COMM_CLASSES])
+{
+    for (int i = 0; i < COMM_CLASSES; i++) {
+        c->counters[i].calls += counted[i].calls;
+        c->counters[i].bytes += counted[i].bytes;
+    }
+}
+
 rt_status comm_allreduce(comm *c, comm_class class, kern_buf *buf, size_t count, comm_op op)
 {
     RT_CHECK_ARG(c && buf && (unsigned)class < COMM_CLASSES);
@@ -247,6 +297,13 @@ rt_status comm_allgather(comm *c, comm_class class, const kern_buf *src, size_t 
     if (count == 0)
         return RT_OK;
     return finish(c, c->ops.data->allgather(c, src, count, dst));
+}
+
+rt_status comm_settle(comm *c, kern_dev *dev)
+{
+    RT_CHECK_ARG(c && dev);
+    RT_TRY(begin(c, "wait for the device"));
+    return finish(c, wait_idle(c, dev));
 }
 
 rt_status comm_ctl_bcast(comm *c, int root, void *bytes, size_t n)

@@ -80,6 +80,10 @@ typedef struct comm_counter {
 // Not collective. A communicator of one rank counts calls and no bytes.
 comm_counter comm_count(const comm *c, comm_class class);
 
+// Not collective. Books calls that a recorded sequence made again: what they counted when it
+// was recorded.
+void comm_count_again(comm *c, const comm_counter counted[COMM_CLASSES]);
+
 typedef enum comm_op { COMM_SUM, COMM_MAX } comm_op;
 
 // Element-wise over the first `count` elements of every rank's buffer, in place.
@@ -88,6 +92,10 @@ rt_status comm_allreduce(comm *c, comm_class class, kern_buf *buf, size_t count,
 // dst [ranks, count] gets every rank's src [count], in rank order; same type.
 rt_status comm_allgather(comm *c, comm_class class, const kern_buf *src, size_t count,
                          kern_buf *dst);
+
+// Waits until the device has done all that was enqueued on it, the collectives included.
+// A collective that does not end is an error here, by the deadline at the latest.
+rt_status comm_settle(comm *c, kern_dev *dev);
 
 // Control plane. Root's bytes to everyone; `n` is the same on all ranks.
 rt_status comm_ctl_bcast(comm *c, int root, void *bytes, size_t n);

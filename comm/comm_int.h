@@ -17,7 +17,8 @@
 typedef struct comm_data_ops {
     rt_status (*allreduce)(comm *c, kern_buf *buf, size_t count, comm_op op);
     rt_status (*allgather)(comm *c, const kern_buf *src, size_t count, kern_buf *dst);
-    void (*close)(comm *c); // frees data_state
+    rt_status (*check)(comm *c); // fails after a collective on the stream failed; NULL: none do
+    void (*close)(comm *c);      // frees data_state
 } comm_data_ops;
 
 typedef struct comm_ctl_ops {

@@ -4,8 +4,8 @@
 //
 // The communicator is non-blocking: every call returns at once and is polled, so that
 // a rank that never joins ends in the deadline. Collectives run on the stream after
-// their call returned; a failure there shows at the next call or when the device is
-// synchronised, and a rank that died is found by the heart.
+// their call returned, or when the sequence they were recorded in is launched; a failure
+// there shows at the next call or in comm_settle, and a rank that died is found by the heart.
 #include "comm/comm_int.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
@@ -70,6 +70,14 @@ static rt_status data_allgather(comm *c, const kern_buf *src, size_t count, kern
     return settle(c, s, "ncclAllGather");
 }
 
+static rt_status data_check(comm *c)
+{
+    const nccl_state *s = c->data_state;
+    ncclResult_t result = ncclSuccess;
+    RT_TRY(check(c, s, ncclCommGetAsyncError(s->comm, &result), "ncclCommGetAsyncError"));
+    return check(c, s, result, "NCCL");
+}
+
 // A broken communicator is aborted: finalising it would wait for ranks that are gone.
 static void data_close(comm *c)
 {
@@ -85,6 +93,7 @@ static void data_close(comm *c)
 static const comm_data_ops nccl_data = {
     .allreduce = data_allreduce,
     .allgather = data_allgather,
+    .check = data_check,
     .close = data_close,
 };
 
