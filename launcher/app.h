@@ -78,6 +78,11 @@ const char *app_precision_choice(size_t i);
             "of weights and KV pages on a GPU: as stored and bf16, or f32", NULL,                  \
             app_precision_choice, NULL                                                             \
     }
+#define APP_OPTION_NO_GRAPH(A)                                                                     \
+    {                                                                                              \
+        "no-graph", 0, APP_FLAG, offsetof(A, engine.no_graph), 0, 0, NULL, NULL,                   \
+            "start every kernel of a step, where a GPU could replay them as one", NULL, NULL, NULL \
+    }
 #define APP_OPTION_TIMEOUT(A)                                                                      \
     {                                                                                              \
         "timeout", 0, APP_REAL, offsetof(A, common.timeout), 0, 86400, "SECONDS", NULL,            \

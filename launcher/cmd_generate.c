@@ -83,6 +83,7 @@ static const app_option options[] = {
 
     APP_OPTION_DEVICE(app_generate_args),
     APP_OPTION_PRECISION(app_generate_args),
+    APP_OPTION_NO_GRAPH(app_generate_args),
     {"threads", 0, APP_INT, AT(engine.threads), 0, 1024, "N", NULL,
      "per rank; 0: cores / ranks of the host", NULL, NULL, NULL},
     {"prefill-chunk", 0, APP_INT, AT(engine.prefill_chunk), 1, 1 << 20, "N", NULL,

@@ -21,11 +21,26 @@ static size_t capacity(const rt_batch *b, int array)
     }
 }
 
+// First element of an array in the arena; of RT_BATCH_ARRAYS: the arena's length.
+static size_t place(const rt_batch *b, int array)
+{
+    enum { ALIGN = 64 }; // elements
+    size_t at = 0;
+    for (int i = 0; i < array; i++)
+        at += (capacity(b, i) + ALIGN - 1) / ALIGN * ALIGN;
+    return at;
+}
+
 static rt_status open_arrays(kern_dev *dev, rt_batch *b)
 {
+    const size_t count = place(b, RT_BATCH_ARRAYS);
+    RT_TRY(RT_ALLOC(b->memory, count, "batch"));
+    RT_TRY(kern_buf_new(dev, KERN_I32, count, "batch", &b->arena));
+    RT_TRY(kern_buf_new_shared(dev, KERN_I32, place(b, RT_BATCH_POS), "outcome of a step",
+                               &b->outcome));
     for (int i = 0; i < RT_BATCH_ARRAYS; i++) {
-        RT_TRY(RT_ALLOC(b->host[i], capacity(b, i), "batch"));
-        RT_TRY(kern_buf_new(dev, KERN_I32, capacity(b, i), "batch", &b->device[i]));
+        b->host[i] = b->memory + place(b, i);
+        RT_TRY(kern_buf_view(b->arena, place(b, i), capacity(b, i), &b->device[i]));
     }
     b->kern = (kern_batch){
         .ids = b->device[RT_BATCH_IDS],
@@ -54,10 +69,11 @@ rt_status rt_batch_open(kern_dev *dev, int max_rows, int max_segs, int max_pages
 
 void rt_batch_close(rt_batch *b)
 {
-    for (int i = 0; i < RT_BATCH_ARRAYS; i++) {
-        rt_free(b->host[i]);
+    for (int i = 0; i < RT_BATCH_ARRAYS; i++)
         kern_buf_free(b->device[i]);
-    }
+    kern_buf_free(b->outcome);
+    kern_buf_free(b->arena);
+    rt_free(b->memory);
     *b = (rt_batch){0};
 }
 
@@ -113,6 +129,15 @@ static void fill_segments(rt_batch *b, const rt_batch_args *args)
     b->host[RT_BATCH_SEG_ROW0][args->count] = row;
 }
 
+// The next of 1, 2, 3, 4, 6, 8, 12, ..., as far as there are pages.
+static int round_pages(const rt_batch *b, int pages)
+{
+    int width = 1;
+    while (width < pages)
+        width += width & (width - 1) ? width / 3 : width > 1 ? width / 2 : 1;
+    return width < b->max_pages ? width : b->max_pages;
+}
+
 // Counts rows and the longest page table; checks them against the capacities.
 static rt_status measure(rt_batch *b, const rt_batch_args *args)
 {
@@ -136,31 +161,24 @@ static rt_status measure(rt_batch *b, const rt_batch_args *args)
     b->kern.mass_segs = 0;
     b->kern.block = args->block;
     b->kern.page = args->page;
-    b->kern.max_pages = pages;
+    b->kern.max_pages = args->recorded ? round_pages(b, pages) : pages;
     return RT_OK;
-}
-
-static size_t used(const rt_batch *b, int array)
-{
-    switch (array) {
-    case RT_BATCH_SEG_ROW0:
-        return (size_t)b->kern.segs + 1;
-    case RT_BATCH_SEG_KIND:
-    case RT_BATCH_SEG_SLOT:
-    case RT_BATCH_SEG_MASS:
-        return (size_t)b->kern.segs;
-    case RT_BATCH_PAGE_TABLE:
-        return (size_t)b->kern.segs * (size_t)b->kern.max_pages;
-    default:
-        return (size_t)b->kern.rows;
-    }
 }
 
 rt_status rt_batch_build(rt_batch *b, const rt_batch_args *args)
 {
     RT_TRY(measure(b, args));
     fill_segments(b, args);
-    for (int i = 0; i < RT_BATCH_ARRAYS; i++)
-        RT_TRY(kern_write(b->device[i], 0, b->host[i], used(b, i)));
-    return RT_OK;
+    const size_t table = (size_t)b->kern.segs * (size_t)b->kern.max_pages;
+    return kern_write(b->arena, 0, b->memory, place(b, RT_BATCH_PAGE_TABLE) + table);
+}
+
+rt_status rt_batch_return(rt_batch *b)
+{
+    return kern_copy(b->outcome, 0, b->arena, 0, place(b, RT_BATCH_POS));
+}
+
+const int32_t *rt_batch_outcome(const rt_batch *b, int array)
+{
+    return (const int32_t *)kern_buf_ptr(b->outcome) + place(b, array);
 }

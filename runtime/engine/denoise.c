@@ -13,33 +13,48 @@ struct rt_denoise {
     par_group group;
     rt_denoise_shape shape;
     int ranks;
-    int32_t *index_host;              // [max_rows]
+    int32_t *orders_host;             // host copy of `orders`; the next three are its parts
     kern_sample_row *sample_host;     // [max_rows]
     kern_unmask_window *windows_host; // [max_segs]
-    int rows, windows;                // of this step
-    bool filtered;                    // some row has top-k or top-p
-    kern_buf *index, *sample, *windows_buf;
+    int32_t *index_host;              // [max_rows]
+    rt_denoise_work work;             // of this step
+    kern_buf *orders;                 // what to sample; the next three are views of it
+    kern_buf *sample, *windows, *index;
     kern_buf *norm, *norms, *pick, *picks;
     kern_buf *filter, *hist;
     kern_buf *token, *confidence, *entropy;
+    kern_buf *outcome; // shared copy of `token`, of a shifted model
 };
 
 _Static_assert(sizeof(kern_sample_row) == KERN_SAMPLE_WORDS * sizeof(int32_t), "sample row");
 _Static_assert(sizeof(kern_unmask_window) == KERN_UNMASK_WORDS * sizeof(int32_t), "window");
 
+// One buffer, filled by one copy a step.
+static rt_status open_orders(rt_denoise *d)
+{
+    const size_t sample = (size_t)d->shape.max_rows * KERN_SAMPLE_WORDS;
+    const size_t windows = (size_t)d->shape.max_segs * KERN_UNMASK_WORDS;
+    const size_t rows = (size_t)d->shape.max_rows, all = sample + windows + rows;
+    RT_TRY(RT_ALLOC(d->orders_host, all, "sampling"));
+    d->sample_host = (kern_sample_row *)d->orders_host;
+    d->windows_host = (kern_unmask_window *)(d->orders_host + sample);
+    d->index_host = d->orders_host + sample + windows;
+    RT_TRY(kern_buf_new(d->group.dev, KERN_I32, all, "sampling", &d->orders));
+    RT_TRY(kern_buf_view(d->orders, 0, sample, &d->sample));
+    RT_TRY(kern_buf_view(d->orders, sample, windows, &d->windows));
+    return kern_buf_view(d->orders, sample + windows, rows, &d->index);
+}
+
 static rt_status open_buffers(rt_denoise *d)
 {
     enum { FILTER_WORDS = 4, BINS = 256 };
-    const size_t rows = (size_t)d->shape.max_rows, segs = (size_t)d->shape.max_segs;
+    const size_t rows = (size_t)d->shape.max_rows;
     const size_t gathered = rows * (size_t)d->ranks;
     const struct {
         kern_buf **buf;
         kern_dtype dtype;
         size_t count;
     } table[] = {
-        {&d->index, KERN_I32, rows},
-        {&d->sample, KERN_I32, rows * KERN_SAMPLE_WORDS},
-        {&d->windows_buf, KERN_I32, segs * KERN_UNMASK_WORDS},
         {&d->norm, KERN_F32, rows * KERN_NORM_WORDS},
         {&d->norms, KERN_F32, gathered * KERN_NORM_WORDS},
         {&d->pick, KERN_F32, rows * KERN_PICK_WORDS},
@@ -53,9 +68,9 @@ static rt_status open_buffers(rt_denoise *d)
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
         RT_TRY(
             kern_buf_new(d->group.dev, table[i].dtype, table[i].count, "sampling", table[i].buf));
-    RT_TRY(RT_ALLOC(d->index_host, rows, "sampling"));
-    RT_TRY(RT_ALLOC(d->sample_host, rows, "sampling"));
-    return RT_ALLOC(d->windows_host, segs, "sampling");
+    if (d->shape.shifted)
+        RT_TRY(kern_buf_new_shared(d->group.dev, KERN_I32, rows, "tokens of a step", &d->outcome));
+    return open_orders(d);
 }
 
 rt_status rt_denoise_open(const par_group *group, const rt_denoise_shape *shape, rt_denoise **out)
@@ -78,14 +93,12 @@ void rt_denoise_close(rt_denoise *d)
 {
     if (!d)
         return;
-    kern_buf *const owned[] = {d->index, d->sample, d->windows_buf, d->norm,
-                               d->norms, d->pick,   d->picks,       d->filter,
-                               d->hist,  d->token,  d->confidence,  d->entropy};
+    kern_buf *const owned[] = {d->index, d->sample,     d->windows, d->orders, d->norm,
+                               d->norms, d->pick,       d->picks,   d->filter, d->hist,
+                               d->token, d->confidence, d->entropy, d->outcome};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++)
         kern_buf_free(owned[i]);
-    rt_free(d->index_host);
-    rt_free(d->sample_host);
-    rt_free(d->windows_host);
+    rt_free(d->orders_host);
     rt_free(d);
 }
 
@@ -94,8 +107,8 @@ void rt_denoise_close(rt_denoise *d)
 static void add_head_row(rt_denoise *d, const rt_slot *slot, int row, int position)
 {
     const bool greedy = slot->temperature == 0.0 || slot->top_k == 1;
-    d->index_host[d->rows] = row;
-    d->sample_host[d->rows] = (kern_sample_row){
+    d->index_host[d->work.rows] = row;
+    d->sample_host[d->work.rows] = (kern_sample_row){
         .inv_temperature = slot->temperature == 0.0 ? 1.0f : (float)(1.0 / slot->temperature),
         .greedy = greedy,
         .top_k = greedy ? 0 : slot->top_k,
@@ -105,8 +118,8 @@ static void add_head_row(rt_denoise *d, const rt_slot *slot, int row, int positi
         .position = (uint32_t)position,
         .step = (uint32_t)slot->steps_done,
     };
-    d->filtered |= !greedy && (slot->top_k > 0 || slot->top_p < 1.0);
-    d->rows++;
+    d->work.filtered |= !greedy && (slot->top_k > 0 || slot->top_p < 1.0);
+    d->work.rows++;
 }
 
 // Tokens a step must take at least: block / steps, the first block % steps steps
@@ -136,9 +149,9 @@ static int unmask_rule(int strategy)
 static void add_block(rt_denoise *d, const rt_slot *slot, int row0, int first)
 {
     const int block = d->shape.block;
-    d->windows_host[d->windows++] = (kern_unmask_window){
+    d->windows_host[d->work.windows++] = (kern_unmask_window){
         .first = row0,
-        .row0 = d->rows,
+        .row0 = d->work.rows,
         .count = block,
         .rule = unmask_rule(slot->strategy),
         .quota = step_quota(slot, block),
@@ -159,10 +172,9 @@ static bool predicts_next(const rt_denoise *d, const Pb__Segment *s, const rt_sl
            next < slot->capacity && (slot->state[next] & KERN_ROW_MASKED);
 }
 
-static rt_status collect_rows(rt_denoise *d, const rt_batch *batch, const rt_batch_args *args)
+static void collect_rows(rt_denoise *d, const rt_batch *batch, const rt_batch_args *args)
 {
-    d->rows = d->windows = 0;
-    d->filtered = false;
+    d->work = (rt_denoise_work){0};
     for (int i = 0; i < args->count; i++) {
         const Pb__Segment *s = args->segments[i];
         const rt_slot *slot = &args->slots[s->slot];
@@ -174,10 +186,18 @@ static rt_status collect_rows(rt_denoise *d, const rt_batch *batch, const rt_bat
         else if (predicts_next(d, s, slot))
             add_head_row(d, slot, end_row - 1, end);
     }
-    const size_t rows = (size_t)d->rows;
-    RT_TRY(kern_write(d->index, 0, d->index_host, rows));
-    RT_TRY(kern_write(d->sample, 0, d->sample_host, rows * KERN_SAMPLE_WORDS));
-    return kern_write(d->windows_buf, 0, d->windows_host, (size_t)d->windows * KERN_UNMASK_WORDS);
+}
+
+rt_status rt_denoise_prepare(rt_denoise *d, const rt_batch *batch, const rt_batch_args *args)
+{
+    collect_rows(d, batch, args);
+    return d->work.rows ? kern_write(d->orders, 0, d->orders_host, kern_buf_count(d->orders))
+                        : RT_OK;
+}
+
+rt_denoise_work rt_denoise_prepared(const rt_denoise *d)
+{
+    return d->work;
 }
 
 // ---- sampling over the ranks -----------------------------------------------------
@@ -188,13 +208,13 @@ static rt_status exchange_norms(rt_denoise *d, const kern_buf *logits)
     const kern_vocab_norm_args norm = {.logits = logits,
                                        .sample = d->sample,
                                        .norm = d->norm,
-                                       .rows = d->rows,
+                                       .rows = d->work.rows,
                                        .shard = d->shape.vocab.count};
     RT_TRY(kern_vocab_norm(dev, &norm));
-    RT_TRY(comm_allgather(d->group.comm, COMM_VOCAB, d->norm, (size_t)d->rows * KERN_NORM_WORDS,
-                          d->norms));
+    RT_TRY(comm_allgather(d->group.comm, COMM_VOCAB, d->norm,
+                          (size_t)d->work.rows * KERN_NORM_WORDS, d->norms));
     const kern_vocab_norm_merge_args merge = {
-        .norms = d->norms, .norm = d->norm, .ranks = d->ranks, .rows = d->rows};
+        .norms = d->norms, .norm = d->norm, .ranks = d->ranks, .rows = d->work.rows};
     return kern_vocab_norm_merge(dev, &merge);
 }
 
@@ -207,7 +227,7 @@ static rt_status find_thresholds(rt_denoise *d, const kern_buf *logits)
         .norm = d->norm,
         .state = d->filter,
         .hist = d->hist,
-        .rows = d->rows,
+        .rows = d->work.rows,
         .shard = d->shape.vocab.count,
         .first_id = d->shape.vocab.first,
         .mask_id = d->shape.mask_id,
@@ -217,7 +237,7 @@ static rt_status find_thresholds(rt_denoise *d, const kern_buf *logits)
         args.filter = filters[f];
         for (args.round = 0; args.round < ROUNDS; args.round++) {
             RT_TRY(kern_vocab_hist(d->group.dev, &args));
-            RT_TRY(comm_allreduce(d->group.comm, COMM_VOCAB, d->hist, (size_t)d->rows * BINS,
+            RT_TRY(comm_allreduce(d->group.comm, COMM_VOCAB, d->hist, (size_t)d->work.rows * BINS,
                                   COMM_SUM));
             RT_TRY(kern_vocab_narrow(d->group.dev, &args));
         }
@@ -231,16 +251,16 @@ static rt_status exchange_picks(rt_denoise *d, const kern_buf *logits)
     const kern_vocab_pick_args pick = {
         .logits = logits,
         .sample = d->sample,
-        .state = d->filtered ? d->filter : NULL,
+        .state = d->work.filtered ? d->filter : NULL,
         .pick = d->pick,
-        .rows = d->rows,
+        .rows = d->work.rows,
         .shard = d->shape.vocab.count,
         .first_id = d->shape.vocab.first,
         .mask_id = d->shape.mask_id,
     };
     RT_TRY(kern_vocab_pick(dev, &pick));
-    RT_TRY(comm_allgather(d->group.comm, COMM_VOCAB, d->pick, (size_t)d->rows * KERN_PICK_WORDS,
-                          d->picks));
+    RT_TRY(comm_allgather(d->group.comm, COMM_VOCAB, d->pick,
+                          (size_t)d->work.rows * KERN_PICK_WORDS, d->picks));
     const kern_vocab_choose_args choose = {
         .picks = d->picks,
         .norm = d->norm,
@@ -248,7 +268,7 @@ static rt_status exchange_picks(rt_denoise *d, const kern_buf *logits)
         .confidence = d->confidence,
         .entropy = d->entropy,
         .ranks = d->ranks,
-        .rows = d->rows,
+        .rows = d->work.rows,
     };
     return kern_vocab_choose(dev, &choose);
 }
@@ -256,18 +276,31 @@ static rt_status exchange_picks(rt_denoise *d, const kern_buf *logits)
 static rt_status unmask(rt_denoise *d, rt_batch *batch)
 {
     const kern_unmask_args args = {
-        .windows = d->windows_buf,
+        .windows = d->windows,
         .token = d->token,
         .confidence = d->confidence,
         .entropy = d->entropy,
         .ids = batch->device[RT_BATCH_IDS],
         .state = batch->device[RT_BATCH_ROW_STATE],
-        .n = d->windows,
+        .n = d->work.windows,
     };
-    RT_TRY(kern_unmask(d->group.dev, &args));
-    const size_t rows = (size_t)batch->kern.rows;
-    RT_TRY(kern_read(batch->device[RT_BATCH_IDS], 0, batch->host[RT_BATCH_IDS], rows));
-    return kern_read(batch->device[RT_BATCH_ROW_STATE], 0, batch->host[RT_BATCH_ROW_STATE], rows);
+    return kern_unmask(d->group.dev, &args);
+}
+
+rt_status rt_denoise_enqueue(rt_denoise *d, rt_model *model, rt_batch *batch)
+{
+    if (d->work.rows == 0)
+        return RT_OK;
+    const kern_buf *logits;
+    RT_TRY(rt_model_head(model, d->index, d->work.rows, &logits));
+    RT_TRY(exchange_norms(d, logits));
+    if (d->work.filtered)
+        RT_TRY(find_thresholds(d, logits));
+    RT_TRY(exchange_picks(d, logits));
+    RT_TRY(unmask(d, batch));
+    if (d->outcome)
+        RT_TRY(kern_copy(d->outcome, 0, d->token, 0, (size_t)d->work.rows));
+    return rt_batch_return(batch);
 }
 
 // ---- back into the slots ---------------------------------------------------------
@@ -275,14 +308,14 @@ static rt_status unmask(rt_denoise *d, rt_batch *batch)
 static void take_block(const rt_batch *batch, int row0, int first, int block, rt_slot *slot)
 {
     const size_t bytes = (size_t)block * sizeof(int32_t);
-    memcpy(slot->ids + first, batch->host[RT_BATCH_IDS] + row0, bytes);
-    memcpy(slot->state + first, batch->host[RT_BATCH_ROW_STATE] + row0, bytes);
+    memcpy(slot->ids + first, rt_batch_outcome(batch, RT_BATCH_IDS) + row0, bytes);
+    memcpy(slot->state + first, rt_batch_outcome(batch, RT_BATCH_ROW_STATE) + row0, bytes);
     slot->block_step++;
     slot->steps_done++;
 }
 
-static rt_status take_tokens(rt_denoise *d, const rt_batch *batch, const rt_batch_args *args,
-                             rt_slot *slots)
+void rt_denoise_take(const rt_denoise *d, const rt_batch *batch, const rt_batch_args *args,
+                     rt_slot *slots)
 {
     int head_row = 0;
     for (int i = 0; i < args->count; i++) {
@@ -295,26 +328,8 @@ static rt_status take_tokens(rt_denoise *d, const rt_batch *batch, const rt_batc
             take_block(batch, row0, end - denoised, denoised, slot);
             head_row += denoised;
         } else if (predicts_next(d, s, slot)) {
-            RT_TRY(kern_read(d->token, (size_t)head_row, &slot->ids[end], 1));
+            slot->ids[end] = ((const int32_t *)kern_buf_ptr(d->outcome))[head_row++];
             slot->state[end] = KERN_ROW_NEW;
-            head_row++;
         }
     }
-    return RT_OK;
-}
-
-rt_status rt_denoise_run(rt_denoise *d, rt_model *model, rt_batch *batch, const rt_batch_args *args,
-                         rt_slot *slots)
-{
-    RT_TRY(collect_rows(d, batch, args));
-    if (d->rows == 0)
-        return RT_OK;
-    const kern_buf *logits;
-    RT_TRY(rt_model_head(model, d->index, d->rows, &logits));
-    RT_TRY(exchange_norms(d, logits));
-    if (d->filtered)
-        RT_TRY(find_thresholds(d, logits));
-    RT_TRY(exchange_picks(d, logits));
-    RT_TRY(unmask(d, batch));
-    return take_tokens(d, batch, args, slots);
 }

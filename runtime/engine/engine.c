@@ -217,6 +217,13 @@ static rt_status open_root(rt_engine *e)
     return open_trace(e);
 }
 
+// Looking at plans layer by layer takes the host along, whose part is not recorded.
+static bool records(const rt_engine *e)
+{
+    const rt_engine_options *o = &e->options;
+    return kern_can_record(e->dev) && !o->no_graph && !o->trace_plans && !o->attention.check_plans;
+}
+
 static rt_status open_state(rt_engine *e)
 {
     const size_t sessions = (size_t)e->options.max_sessions;
@@ -224,13 +231,16 @@ static rt_status open_state(rt_engine *e)
         rt_engine_pages(e, round_up(e->config.max_positions, e->config.block_length));
     RT_TRY(RT_ALLOC(e->slots, sessions, "slots"));
     RT_TRY(RT_ALLOC(e->running, sessions, "slots"));
-    RT_TRY(RT_ALLOC(e->counts, (size_t)max_segs(e) * KERN_COUNT_N, "counters"));
+    RT_TRY(kern_buf_new_shared(e->dev, KERN_I64, (size_t)max_segs(e) * KERN_COUNT_N, "counters",
+                               &e->counts));
     RT_TRY(RT_ALLOC(e->results, sessions * (size_t)comm_ranks(e->group.comm), "results"));
     RT_TRY(open_kvcache(e));
     const int pages = max_pages < e->kv.pages ? max_pages : e->kv.pages;
     RT_TRY(rt_batch_open(e->dev, max_rows(e), max_segs(e), pages, &e->batch));
     RT_TRY(open_attention(e, pages));
     RT_TRY(open_denoise(e));
+    if (records(e))
+        RT_TRY(rt_graphs_open(e->dev, e->group.comm, &e->graphs));
     return rt_engine_is_root(e) ? open_root(e) : RT_OK;
 }
 
@@ -269,7 +279,8 @@ static void free_all(rt_engine *e)
         rt_slot_release(&e->slots[i]);
     rt_free(e->slots);
     rt_free(e->running);
-    rt_free(e->counts);
+    rt_graphs_close(e->graphs);
+    kern_buf_free(e->counts);
     rt_free(e->results);
     rt_tokenizer_close(e->tokenizer);
     rt_trace_close(e->trace);

@@ -36,6 +36,7 @@ typedef struct rt_engine_options {
     int max_sessions;     // that run at the same time
     int prefill_chunk;    // prompt tokens in one forward; rounded to whole blocks
     bool separate_commit; // a forward of its own for each finished block's K,V
+    bool no_graph;        // enqueue every call of a step, where the device could replay them
     bool allow_nonfinite; // load weights that hold NaN or infinity
     losa_config attention;
     const char *trace_plans; // file for every mask and page list, written by rank 0; NULL: none

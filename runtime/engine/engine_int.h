@@ -2,6 +2,7 @@
 // The inside of the engine, shared by its files:
 //   engine.c     opens and closes everything, on all ranks
 //   step.c       executes one step command, the same on every rank
+//   graphs.c     forwards that were recorded
 //   command.c    rank 0: decides the next step command
 //   scheduler.c  rank 0: the queue, one step, what follows from it
 //   session.c    rank 0: text, stops, results of one request
@@ -13,6 +14,7 @@
 #include "runtime/engine/batch.h"
 #include "runtime/engine/denoise.h"
 #include "runtime/engine/engine.h"
+#include "runtime/engine/graphs.h"
 #include "runtime/engine/kvcache.h"
 #include "runtime/engine/session.h"
 #include "runtime/engine/slot.h"
@@ -33,8 +35,9 @@ struct rt_engine {
     rt_kvcache kv;
     rt_batch batch;
     rt_denoise *denoise;
-    rt_slot *slots;  // [max_sessions]
-    int64_t *counts; // host copy of the plan counters, [segs, KERN_COUNT_N]
+    rt_slot *slots;    // [max_sessions]
+    rt_graphs *graphs; // NULL: forwards are not recorded
+    kern_buf *counts;  // shared: the plan counters of the last forward, i64 [segs, KERN_COUNT_N]
 
     // The last step's released sessions: results of all ranks, [released, ranks].
     Pb__Result **results;

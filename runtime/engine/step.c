@@ -197,11 +197,9 @@ static bool exchanges(const rt_batch_args *args, int i)
 }
 
 // Books what the forward read; prefill is not part of a request's reading.
-static rt_status account(rt_engine *e, const rt_batch_args *args, uint64_t bytes)
+static void account(rt_engine *e, const rt_batch_args *args, uint64_t bytes)
 {
-    if (args->count == 0)
-        return RT_OK;
-    RT_TRY(kern_read(losa_counts(e->attention), 0, e->counts, (size_t)args->count * KERN_COUNT_N));
+    const int64_t *counts = kern_buf_ptr(e->counts);
     int sharers = 0;
     for (int i = 0; i < args->count; i++)
         sharers += exchanges(args, i);
@@ -209,12 +207,11 @@ static rt_status account(rt_engine *e, const rt_batch_args *args, uint64_t bytes
         const Pb__Segment *s = args->segments[i];
         rt_reading *r = &e->slots[s->slot].reading;
         if (s->kind != KERN_SEG_PREFILL)
-            add_reading(r, e->counts + (ptrdiff_t)i * KERN_COUNT_N, s->kind,
+            add_reading(r, counts + (ptrdiff_t)i * KERN_COUNT_N, s->kind,
                         (int)s->count * e->config.layers);
         if (exchanges(args, i))
             r->exchange_bytes += bytes / (uint64_t)sharers;
     }
-    return RT_OK;
 }
 
 // The tokens before the denoised rows of a segment are now in the pages.
@@ -241,6 +238,46 @@ static void open_blocks(rt_engine *e, const rt_batch_args *args)
     }
 }
 
+// The calls of a forward and its sampling, up to what the host will read. Nothing here
+// waits for the device, and nothing but the shape of the batch decides what is called.
+static rt_status enqueue(void *ctx)
+{
+    rt_engine *e = ctx;
+    const size_t segs = (size_t)e->batch.kern.segs;
+    RT_TRY(losa_begin(e->attention, (int)segs));
+    RT_TRY(rt_model_forward(e->model, &e->batch.kern, e->attention, e->kv.kv));
+    RT_TRY(rt_denoise_enqueue(e->denoise, e->model, &e->batch));
+    return kern_copy(e->counts, 0, losa_counts(e->attention), 0, segs * KERN_COUNT_N);
+}
+
+// Prompts come in all lengths, and their forwards are long: they are not recorded.
+static bool is_recorded(const rt_engine *e, const rt_batch_args *args)
+{
+    if (!e->graphs)
+        return false;
+    for (int i = 0; i < args->count; i++)
+        if (args->segments[i]->kind == KERN_SEG_PREFILL)
+            return false;
+    return true;
+}
+
+static rt_status run_batch(rt_engine *e, const rt_batch_args *args)
+{
+    const kern_batch *batch = &e->batch.kern;
+    const rt_forward_shape shape = {
+        .rows = batch->rows,
+        .segs = batch->segs,
+        .scan_segs = batch->scan_segs,
+        .sparse_segs = batch->sparse_segs,
+        .mass_segs = batch->mass_segs,
+        .max_pages = batch->max_pages,
+        .head = rt_denoise_prepared(e->denoise),
+    };
+    if (is_recorded(e, args))
+        return rt_graphs_run(e->graphs, &shape, enqueue, e);
+    return enqueue(e);
+}
+
 static rt_status run_forward(rt_engine *e, const Pb__Step *step)
 {
     rt_batch_args args = {
@@ -250,23 +287,22 @@ static rt_status run_forward(rt_engine *e, const Pb__Step *step)
         .block = e->config.block_length,
         .page = e->options.attention.page,
         .use_cache = losa_uses_cache(&e->options.attention),
+        .recorded = kern_can_record(e->dev),
         .attention = &e->options.attention,
     };
     RT_TRY(count_sparse(e, step, &args));
     const uint64_t before = exchanged(e);
     open_blocks(e, &args);
     RT_TRY(rt_batch_build(&e->batch, &args));
-    RT_TRY(losa_begin(e->attention, args.count));
+    RT_TRY(rt_denoise_prepare(e->denoise, &e->batch, &args));
     if (e->trace)
         rt_trace_forward(e->trace, step->sequence, &args);
-    RT_TRY(rt_model_forward(e->model, &e->batch.kern, e->attention, e->kv.kv));
-    if (step->logits)
-        RT_TRY(rt_logits_gather(e, e->batch.kern.rows));
-    else
-        RT_TRY(rt_denoise_run(e->denoise, e->model, &e->batch, &args, e->slots));
-    RT_TRY(account(e, &args, exchanged(e) - before));
+    RT_TRY(run_batch(e, &args));
+    RT_TRY(comm_settle(e->group.comm, e->dev));
+    rt_denoise_take(e->denoise, &e->batch, &args, e->slots);
+    account(e, &args, exchanged(e) - before);
     advance(e, &args);
-    return RT_OK;
+    return step->logits ? rt_logits_gather(e, e->batch.kern.rows) : RT_OK;
 }
 
 rt_status rt_step_execute(rt_engine *e, const Pb__Step *step)
