@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who looks on. The observer sees the plan of the layer being computed, copied to the
-// host: the copies are as large as the plan's buffers and are made when somebody first
-// looks. The marker is told which stages ran.
+// The observer: the plan of the layer being computed, copied to the host. The copies
+// are as large as the plan's buffers and are made when somebody first looks.
 #include "losa/losa_int.h"
 
 #include "runtime/base/mem.h"
@@ -44,23 +43,4 @@ rt_status losa_show(losa_state *s, int layer, const kern_batch *batch)
         .page_count = s->copy.page_count,
     };
     return s->observer(s->observer_ctx, &view);
-}
-
-const char *losa_stage_name(losa_stage stage)
-{
-    static const char *const names[LOSA_STAGES] = {"write", "locality", "exchange", "active",
-                                                   "score", "select",   "count",    "prefix",
-                                                   "mass",  "merge"};
-    return names[stage];
-}
-
-void losa_mark_stages(losa_state *s, losa_marker *marker, void *ctx)
-{
-    s->marker = marker;
-    s->marker_ctx = ctx;
-}
-
-rt_status losa_mark(const losa_state *s, losa_stage stage)
-{
-    return s->marker ? s->marker(s->marker_ctx, stage) : RT_OK;
 }

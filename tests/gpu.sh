@@ -5,16 +5,16 @@
 # comes last; logs go to $OUT (default ./gpu-out).
 #   tests/gpu.sh pack BUILD FOLDER    collects programs and their libraries (no CUDA)
 #   tests/gpu.sh [FOLDER [PART...]]   runs; FOLDER holds this script, PARTs are
-#                                     parity sanitize answers bench (default: all)
+#                                     parity model answers ranks sanitize bench (default: all)
 set -uo pipefail
 
 pack() { # build folder, target folder
     mkdir -p "$2/lib"
-    cp "$0" "$1/losa" "$1/tests/test_gpu_parity" "$2/"
+    cp "$0" "$1/losa" "$1/tests/test_gpu_parity" "$1/tests/test_gpu_model" "$2/"
     ldd "$1/losa" "$1/tests/test_gpu_parity" | awk '$2 == "=>" { print $3 }' | sort -u |
         grep -vE '/(libc|libm|libpthread|libdl|librt|libgcc_s|libstdc\+\+)\.so' |
-        grep -vE 'libcu(da|blas)' | xargs -I{} cp -L {} "$2/lib/"
-    strip "$2/losa" "$2/test_gpu_parity"
+        grep -vE 'lib(cuda|cublas|nccl)' | xargs -I{} cp -L {} "$2/lib/"
+    strip "$2/losa" "$2/test_gpu_parity" "$2/test_gpu_model"
     du -sh "$2"
 }
 
@@ -25,16 +25,18 @@ fi
 
 here=$(cd "${1:-$(dirname "$0")}" && pwd)
 shift || true
-parts=${*:-parity sanitize answers bench}
+parts=${*:-parity model answers ranks sanitize bench}
 out=${OUT:-gpu-out}
 mkdir -p "$out"
-rm -f "$out"/*.log
+rm -f "$out"/*.log "$out"/ranks.*
 set -f # test patterns are not file names
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl_vader_single_copy_mechanism=none
 export LD_LIBRARY_PATH=$here/lib:${LD_LIBRARY_PATH:-}
-if ldd "$here/losa" | grep -q 'cublas.*not found'; then
-    blas=$(find / -name 'libcublas.so.13' -not -path '/proc/*' 2>/dev/null | head -n 1)
-    LD_LIBRARY_PATH+=:$(dirname "$blas")
-fi
+for library in libcublas.so.13 libnccl.so.2; do # where they are, if not on the loader's path
+    if ldd "$here/losa" | grep -q "$library => not found"; then
+        LD_LIBRARY_PATH+=:$(dirname "$(find / -name $library -not -path '/proc/*' 2>/dev/null | head -n 1)")
+    fi
+done
 summary=()
 
 # Runs a part; its output joins the log of its group. Keeps a line for the summary.
@@ -56,6 +58,23 @@ answer() { # name, options...
         --prompt-file models/needle-11m/documents/mq-8192-0.txt --max-tokens 64 --temperature 0 --json "$@"
 }
 
+# The tokens of an answer, as a checksum, with its times in milliseconds.
+answer_on() { # ranks, attention, precision, options...
+    local ranks=$1 attention=$2 precision=$3 json=$out/ranks.json
+    shift 3
+    set +f
+    # shellcheck disable=SC2086
+    timeout 120 mpirun -n "$ranks" "$here/losa" generate --model models/needle-11m --chat -q --device cuda \
+        --prompt-file models/needle-11m/documents/mq-8192-0.txt --max-tokens 64 --temperature 0 --json \
+        --attention $attention --precision "$precision" "$@" >"$json" 2>>"$out/ranks.log"
+    local status=$?
+    set -f
+    printf '%s %s %s %s rc=%d %s\n' "$ranks" "${attention// /,}" "$precision" "${*:-graph}" $status \
+        "$(python3 -c 'import json, sys, zlib
+r = json.load(open(sys.argv[1])); s = r["stats"]
+print("tokens", zlib.crc32(str(r["token_ids"]).encode()), "prefill %.1f decode %.1f ms" % (1e3 * s["prefill_seconds"], 1e3 * s["decode_seconds"]))' "$json")" >>"$out/ranks.txt"
+}
+
 sanitize() { # tool, test pattern
     part "$1-$2" timeout 200 compute-sanitizer --tool "$1" --error-exitcode 9 \
         "$here/test_gpu_parity" --only "$2"
@@ -68,6 +87,11 @@ case " $parts " in *" parity "*)
     grep -vE '^\[ +(RUN|OK) ' "$out/parity.log" | head -n 60
     ;;
 esac
+case " $parts " in *" model "*)
+    part model env LOSA_SOURCE=. timeout 300 "$here/test_gpu_model"
+    grep -vE '^\[ +(RUN|OK) ' "$out/model.log" | head -n 60
+    ;;
+esac
 case " $parts " in *" answers "*)
     for policy in dense losa losa-mix; do
         answer "cpu-$policy" --device cpu --attention $policy
@@ -75,6 +99,19 @@ case " $parts " in *" answers "*)
         answer "cuda-bf16-$policy" --device cuda --attention $policy
     done
     cut -c1-200 "$out/answer.log"
+    ;;
+esac
+case " $parts " in *" ranks "*) # every GPU of the machine against one
+    gpus=$(nvidia-smi -L | wc -l)
+    for policy in dense losa losa-mix "losa --active topk:5" "losa --plan-scope head" "losa-mix --first sparse"; do
+        for precision in f32 auto; do
+            for ranks in 1 "$gpus"; do
+                answer_on "$ranks" "$policy" "$precision"
+                answer_on "$ranks" "$policy" "$precision" --no-graph
+            done
+        done
+    done
+    cat "$out/ranks.txt"
     ;;
 esac
 case " $parts " in *" sanitize "*)
