@@ -40,6 +40,7 @@ static const field fields[] = {
     FIELD(FIELD_INT, steps, NULL, 1, 0),
     FIELD(FIELD_INT, prefill_forwards, NULL, 1, 0),
     FIELD(FIELD_REAL, density_later, "density, later steps", 1, 3),
+    FIELD(FIELD_REAL, density_steps, "density, all steps", 1, 3),
     FIELD(FIELD_REAL, density_total, "density, all forwards", 1, 3),
     FIELD(FIELD_REAL, union_inflation, "union inflation", 1, 2),
     FIELD(FIELD_REAL, active_share, "active share", 1, 2),

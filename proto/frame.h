@@ -20,7 +20,7 @@ enum {
     PB_FRAME_HEAD = 4,
     // With the head. A prompt and its pages of the sizes below take 6 MiB (3 bytes an entry).
     PB_FRAME_MAX = 16 << 20,
-    PB_RESULT_FRAME_MAX = 192, // 13 fields of at most 11 bytes, in a frame
+    PB_RESULT_FRAME_MAX = 192, // 15 fields of at most 11 bytes, in a frame
 
     PB_TOKENS_MAX = 1 << 20,             // of a prompt or an answer: beyond any context in use
     PB_POSITION_MAX = 2 * PB_TOKENS_MAX, // within a prompt and its answer

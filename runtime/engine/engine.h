@@ -111,6 +111,7 @@ typedef struct rt_stats {
     double tokens_per_forward; // completion tokens / forwards
     double steps_per_block;
     double density_later;        // prefix tokens read / prefix, over later steps of blocks
+    double density_steps;        // the same over all steps: the first ones of blocks too
     double density_total;        // the same over all denoising and commit forwards
     double union_inflation;      // pages in a list / pages one row may take; 1 when dense
     double active_share;         // rows that read the prefix / rows, over later steps

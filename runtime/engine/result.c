@@ -34,6 +34,8 @@ static void sum_results(const rt_engine *e, Pb__Result *const *results, rt_stats
     for (int r = 0; r < st->ranks; r++) {
         sum.read_later += results[r]->read_later;
         sum.prefix_later += results[r]->prefix_later;
+        sum.read_steps += results[r]->read_steps;
+        sum.prefix_steps += results[r]->prefix_steps;
         sum.read_total += results[r]->read_total;
         sum.prefix_total += results[r]->prefix_total;
         sum.active_later += results[r]->active_later;
@@ -44,6 +46,7 @@ static void sum_results(const rt_engine *e, Pb__Result *const *results, rt_stats
         sum.exchange_bytes += results[r]->exchange_bytes;
     }
     st->density_later = ratio(sum.read_later, sum.prefix_later, 1);
+    st->density_steps = ratio(sum.read_steps, sum.prefix_steps, 1);
     st->density_total = ratio(sum.read_total, sum.prefix_total, 1);
     st->active_share = ratio(sum.active_later, sum.rows_later, 1);
     st->union_inflation = ratio(sum.union_pages, sum.budget_pages, 1);
@@ -62,6 +65,7 @@ static rt_stats collect_stats(const rt_engine *e, const rt_session *s, Pb__Resul
                    .prefill_forwards = s->prefill_forwards,
                    .steps = s->steps,
                    .density_later = 1,
+                   .density_steps = 1,
                    .density_total = 1,
                    .union_inflation = 1,
                    .active_share = 1};

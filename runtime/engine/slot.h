@@ -13,6 +13,7 @@
 // What a request read, summed over its forwards; this rank's lists.
 typedef struct rt_reading {
     uint64_t read_later, prefix_later; // later steps of blocks
+    uint64_t read_steps, prefix_steps; // all steps: first ones too
     uint64_t read_total, prefix_total; // every denoising and commit forward
     uint64_t active_later, rows_later;
     uint64_t scanned; // pages, times lists

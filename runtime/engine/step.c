@@ -42,6 +42,8 @@ static void fill_result(const rt_engine *e, const rt_slot *slot, Pb__Result *r)
     r->ids_hash = rt_slot_hash(slot);
     r->read_later = slot->reading.read_later;
     r->prefix_later = slot->reading.prefix_later;
+    r->read_steps = slot->reading.read_steps;
+    r->prefix_steps = slot->reading.prefix_steps;
     r->read_total = slot->reading.read_total;
     r->prefix_total = slot->reading.prefix_total;
     r->active_later = slot->reading.active_later;
@@ -181,6 +183,10 @@ static void add_reading(rt_reading *r, const int64_t *count, uint32_t kind, int 
     r->scanned += (uint64_t)count[KERN_COUNT_SCANNED];
     r->union_pages += (uint64_t)count[KERN_COUNT_UNION];
     r->budget_pages += (uint64_t)count[KERN_COUNT_BUDGET];
+    if (kind != KERN_SEG_COMMIT) {
+        r->read_steps += (uint64_t)count[KERN_COUNT_READ];
+        r->prefix_steps += (uint64_t)count[KERN_COUNT_PREFIX];
+    }
     if (kind != KERN_SEG_STEP)
         return;
     r->read_later += (uint64_t)count[KERN_COUNT_READ];

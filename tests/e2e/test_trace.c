@@ -11,7 +11,7 @@
 #include <string.h>
 
 static const double LIMIT = 120.0; // seconds for a run
-enum { STEP = 4 };                 // KERN_SEG_STEP
+enum { COMMIT = 1, STEP = 4 };     // KERN_SEG_*
 
 static json_t *documents;
 
@@ -53,7 +53,8 @@ static json_t *ask(int ranks, const char *id, const char *policy, const char *mo
 
 // What a trace says of its run.
 typedef struct summary {
-    uint64_t plans, read, prefix, read_later, prefix_later, active_later, rows_later;
+    uint64_t plans, read, prefix, read_steps, prefix_steps, read_later, prefix_later, active_later,
+        rows_later;
     uint64_t opened_pages; // pages in reach of the segments that open a block
 } summary;
 
@@ -66,6 +67,8 @@ static void add_plan(summary *s, const pb_trace *t, const Pb__TracePlan *p)
         const uint32_t tokens = pb_trace_tokens(t, p, l), prefix = pb_trace_prefix(t, p);
         s->read += tokens;
         s->prefix += prefix;
+        s->read_steps += p->kind != COMMIT ? tokens : 0;
+        s->prefix_steps += p->kind != COMMIT ? prefix : 0;
         s->read_later += later ? tokens : 0;
         s->prefix_later += later ? prefix : 0;
     }
@@ -106,6 +109,7 @@ static void check_statistics(const json_t *got, const summary *s, int ranks)
 {
     assert_true(s->plans > 0 && s->prefix_later > 0);
     equal(got, "stats.density_later", (double)s->read_later / (double)s->prefix_later);
+    equal(got, "stats.density_steps", (double)s->read_steps / (double)s->prefix_steps);
     equal(got, "stats.density_total", (double)s->read / (double)s->prefix);
     equal(got, "stats.active_share", (double)s->active_later / (double)s->rows_later);
     equal(got, "stats.prefix_tokens_read", (double)s->read * ranks);

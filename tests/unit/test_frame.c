@@ -77,6 +77,7 @@ static Pb__Result sample_result(void)
     r.rank = PB_RANKS_MAX - 1;
     r.ids_hash = UINT64_MAX;
     r.read_later = r.prefix_later = r.read_total = r.prefix_total = UINT64_MAX;
+    r.read_steps = r.prefix_steps = UINT64_MAX;
     r.active_later = r.rows_later = r.scanned = r.union_pages = UINT64_MAX;
     r.budget_pages = r.exchange_bytes = UINT64_MAX;
     return r;
