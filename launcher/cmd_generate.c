@@ -1,24 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // losa generate: its options. generate_run.c runs it.
+#include "launcher/decoding_options.h"
 #include "launcher/generate.h"
 
 #include <limits.h>
 #include <string.h>
 
 enum { SESSIONS_MAX = 4096 }; // that an engine takes
-
-static const char *commit_choice(size_t i)
-{
-    static const char *const names[] = {"merged", "separate"};
-    return i < 2 ? names[i] : NULL;
-}
-
-static const char *strategy_choice(size_t i) // in the order of rt_strategy
-{
-    static const char *const names[] = {"sequential", "low_confidence_static",
-                                        "low_confidence_dynamic", "entropy_bounded"};
-    return i < 4 ? names[i] : NULL;
-}
 
 #define AT(member) offsetof(app_generate_args, member)
 #define CHECKPOINT "from the checkpoint"
@@ -50,30 +38,8 @@ static const app_option options[] = {
      "special tokens written in the prompt count as such; otherwise they are plain text", NULL,
      NULL, NULL},
 
-    {"max-tokens", 'n', APP_INT, AT(request.max_tokens), 1, INT_MAX, "N", NULL,
-     "end after so many tokens", "Denoising", NULL, NULL},
-    {"strategy", 's', APP_CHOICE, AT(request.strategy), 0, 0, "NAME", NULL,
-     "which positions a step keeps", NULL, strategy_choice, NULL},
-    {"steps", 0, APP_INT, AT(request.steps), 0, 4096, "N", NULL,
-     "denoising steps per block; 0: the block length", NULL, NULL, NULL},
-    {"threshold", 0, APP_REAL, AT(request.threshold), 0, 1000, "X", NULL,
-     "keep tokens above this confidence (dynamic), or up to this sum of entropies in nats "
-     "(entropy_bounded)",
-     NULL, NULL, NULL},
-    {"sub-block", 0, APP_INT, AT(request.sub_block), 0, 4096, "N", CHECKPOINT,
-     "denoise a block in groups of N positions from the left; 0: the whole block", NULL, NULL,
-     NULL},
-    {"commit", 0, APP_CHOICE, AT(commit), 0, 0, "WHEN", NULL,
-     "write a finished block with the next block's first step, or in a forward of its own", NULL,
-     commit_choice, NULL},
-
-    {"temperature", 't', APP_REAL, AT(request.temperature), 0, 100, "X", CHECKPOINT,
-     "0: the most likely token", "Sampling", NULL, NULL},
-    {"top-k", 0, APP_INT, AT(request.top_k), 0, INT_MAX, "N", CHECKPOINT, "0: off", NULL, NULL,
-     NULL},
-    {"top-p", 0, APP_REAL, AT(request.top_p), 0, 1, "X", CHECKPOINT, "1: off", NULL, NULL, NULL},
-    {"seed", 0, APP_U64, AT(request.seed), 0, 0, "N", NULL, "of the random numbers", NULL, NULL,
-     NULL},
+    APP_OPTIONS_DENOISING(app_generate_args),
+    APP_OPTIONS_SAMPLING(app_generate_args),
     {"stop", 0, APP_LIST, AT(stops), 0, 0, "TEXT", NULL, "end before this text; may be given again",
      NULL, NULL, NULL},
     {"ignore-stop", 0, APP_FLAG, AT(request.ignore_stop_ids), 0, 0, NULL, NULL,
