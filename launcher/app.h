@@ -36,8 +36,8 @@ typedef struct app_command {
     rt_status (*run)(comm *c, void *args);
 } app_command;
 
-extern const app_command app_cmd_bench, app_cmd_generate, app_cmd_info, app_cmd_logits,
-    app_cmd_report, app_cmd_tokenize;
+extern const app_command app_cmd_bench, app_cmd_eval, app_cmd_generate, app_cmd_info,
+    app_cmd_logits, app_cmd_report, app_cmd_tokenize;
 
 // Signals. After app_catch_signals the first SIGINT or SIGTERM only leaves its
 // number in app_signal(); a second SIGINT ends the process. Calling it again

@@ -18,7 +18,7 @@ enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_SIGNAL = 128 };
 #define ABANDON_GRACE 0.5 // seconds that rank 0 is given to report a common cause first
 
 static const app_command *const commands[] = {
-    &app_cmd_generate, &app_cmd_info,   &app_cmd_logits,
+    &app_cmd_generate, &app_cmd_eval,   &app_cmd_info,  &app_cmd_logits,
     &app_cmd_tokenize, &app_cmd_report, &app_cmd_bench,
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };

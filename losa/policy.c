@@ -151,3 +151,21 @@ rt_status losa_config_parse_rule(const char *text, losa_config *config)
     config->active_k = k;
     return RT_OK;
 }
+
+void losa_config_rule_text(const losa_config *config, char *out, size_t size)
+{
+    switch (config->rule) {
+    case KERN_ACTIVE_ALL:
+        snprintf(out, size, "all");
+        break;
+    case KERN_ACTIVE_UNSETTLED:
+        snprintf(out, size, "unsettled");
+        break;
+    case KERN_ACTIVE_TOPK:
+        snprintf(out, size, "topk:%d", config->active_k);
+        break;
+    case KERN_ACTIVE_NEW_TOPK:
+        snprintf(out, size, "new+%d", config->active_k);
+        break;
+    }
+}

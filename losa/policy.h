@@ -67,6 +67,8 @@ losa_config losa_config_default(void);
 rt_status losa_config_check(const losa_config *config);
 // "all", "topk:K", "new+K", "unsettled" -> rule and active_k.
 rt_status losa_config_parse_rule(const char *text, losa_config *config);
+// The text of the rule, as it is parsed.
+void losa_config_rule_text(const losa_config *config, char *out, size_t size);
 
 // How segments of a kind (KERN_SEG_*) read the prefix under a configuration.
 typedef struct losa_reading {

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+// The run of losa eval: every document through every policy.
+//
+// An engine has one policy, so each policy opens its own, on all ranks, and asks the
+// documents that have no result yet, as many at a time as there are sessions. Rank 0 reads
+// the documents, keeps the results and reports; the others work until rank 0 closes.
+#include "launcher/eval.h"
+#include "launcher/eval_report.h"
+#include "launcher/eval_score.h"
+#include "launcher/model_hash.h"
+#include "launcher/progress.h"
+#include "launcher/report.h"
+
+#include "runtime/base/clock.h"
+#include "runtime/base/file.h"
+#include "runtime/base/log.h"
+#include "runtime/base/mem.h"
+
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+// What rank 0 works with.
+typedef struct evaluation {
+    const app_eval_args *args;
+    const app_policies *policies;
+    app_documents documents;
+    rt_str options; // text, of the setting
+    app_setting setting;
+    app_store *store;
+    app_progress bar;
+    size_t open, done; // results still missing at the start; made since
+} evaluation;
+
+// One policy's documents in an engine. What the callback works on.
+typedef struct asking {
+    evaluation *ev;
+    const app_policy *policy;
+    rt_session_id *ids; // [documents]; 0: had a result
+    rt_status status;   // first failure of keeping a result
+} asking;
+
+// ---- what is to do -------------------------------------------------------------------
+
+static bool is_open(const evaluation *ev, const app_policy *policy, size_t document)
+{
+    return !app_store_find(ev->store, policy->key, ev->documents.items[document].id);
+}
+
+static int count_open(const evaluation *ev, const app_policy *policy)
+{
+    int n = 0;
+    for (size_t i = 0; i < ev->documents.count; i++)
+        n += is_open(ev, policy, i);
+    return n;
+}
+
+// Everything that a result depends on and that is not in the model, the documents or the
+// policy.
+static rt_status describe(const app_eval_args *args, int ranks, rt_str *out)
+{
+    const rt_request *r = &args->request;
+    return rt_str_printf(out,
+                         "ranks=%d device=%s precision=%s chat=%d max-tokens=%d strategy=%d "
+                         "steps=%d threshold=%.17g "
+                         "sub-block=%d commit=%d temperature=%.17g top-k=%d top-p=%.17g seed=%llu",
+                         ranks, app_device_choice(args->engine.device),
+                         app_precision_choice(args->engine.precision), !args->plain, r->max_tokens,
+                         (int)r->strategy, r->steps, r->threshold, r->sub_block, args->commit,
+                         r->temperature, r->top_k, r->top_p, (unsigned long long)r->seed);
+}
+
+static rt_status read_documents(const app_eval_args *args, app_documents *out)
+{
+    char path[PATH_MAX];
+    rt_tokenizer *tokenizer;
+    RT_TRY(rt_path_join(args->model, "tokenizer.json", path, sizeof path));
+    RT_TRY(rt_tokenizer_open(path, &tokenizer));
+    const app_encoding encoding = {tokenizer, !args->plain};
+    const rt_status status = app_documents_read(args->data, &encoding, &args->lengths, out);
+    rt_tokenizer_close(tokenizer);
+    return status;
+}
+
+static rt_status prepare(evaluation *ev, int ranks)
+{
+    RT_TRY(read_documents(ev->args, &ev->documents));
+    RT_TRY(describe(ev->args, ranks, &ev->options));
+    ev->setting.options = ev->options.data;
+    ev->setting.data = ev->documents.hash;
+    RT_TRY(app_model_hash(ev->args->model, &ev->setting.model));
+    RT_TRY(app_store_open(ev->args->resume, &ev->setting, &ev->store));
+    for (size_t p = 0; p < ev->policies->count; p++)
+        ev->open += (size_t)count_open(ev, &ev->policies->items[p]);
+    rt_log(RT_LOG_INFO, "%zu documents (%zu left out by their length), %zu policies, %zu answers",
+           ev->documents.count, ev->documents.left_out, ev->policies->count, ev->open);
+    return RT_OK;
+}
+
+static int larger_first(const void *a, const void *b)
+{
+    const int x = *(const int *)a, y = *(const int *)b;
+    return (x < y) - (x > y);
+}
+
+// KV pages for the longest documents that can run at once.
+static rt_status size_context(const evaluation *ev, int *out)
+{
+    const size_t count = ev->documents.count;
+    int *needs;
+    RT_TRY(RT_ALLOC(needs, count, "documents"));
+    for (size_t i = 0; i < count; i++)
+        needs[i] = (int)ev->documents.items[i].prompt.len + ev->args->request.max_tokens;
+    qsort(needs, count, sizeof *needs, larger_first);
+    long long sum = 0;
+    for (size_t i = 0; i < count && i < (size_t)ev->args->engine.max_sessions; i++)
+        sum += needs[i];
+    rt_free(needs);
+    *out = sum < INT_MAX ? (int)sum : INT_MAX;
+    return RT_OK;
+}
+
+// ---- one policy, rank 0 -----------------------------------------------------------------
+
+// The object of `losa generate --json`, and what the answer is worth.
+static rt_status score(const app_document *d, const rt_result *result, json_t **out)
+{
+    json_t *object;
+    app_score score;
+    RT_TRY(app_score_answer(d->accept, result->text, &score));
+    RT_TRY(app_report_result(result, rt_finish_name(result->finish), &object));
+    if (json_object_set_new(object, "right", json_boolean(score.right)) != 0 ||
+        (isfinite(score.f1) && json_object_set_new(object, "f1", json_real(score.f1)) != 0)) {
+        json_decref(object);
+        return RT_FAIL(RT_ERR_NOMEM, "%s: no memory", d->id);
+    }
+    *out = object;
+    return RT_OK;
+}
+
+static rt_status take(asking *a, const app_document *d, const rt_result *result)
+{
+    json_t *object = NULL;
+    RT_TRY(score(d, result, &object));
+    const rt_status status = app_store_add(a->ev->store, a->policy->key, d->id, object);
+    json_decref(object);
+    return status;
+}
+
+static void on_done(void *ctx, rt_session_id id, const rt_result *result)
+{
+    asking *a = ctx;
+    evaluation *ev = a->ev;
+    if (result->finish == RT_FINISH_CANCELLED || a->status != RT_OK)
+        return;
+    size_t i = 0;
+    while (a->ids[i] != id)
+        i++;
+    a->status = take(a, &ev->documents.items[i], result);
+    ev->done++;
+    app_progress_update(&ev->bar, a->policy->text, "answers", (int)ev->done, (int)ev->open);
+}
+
+static rt_status submit_all(asking *a, rt_engine *e)
+{
+    const app_documents *documents = &a->ev->documents;
+    rt_request request = a->ev->args->request;
+    request.on_done = on_done;
+    request.ctx = a;
+    for (size_t i = 0; i < documents->count; i++) {
+        const app_document *d = &documents->items[i];
+        if (!is_open(a->ev, a->policy, i))
+            continue;
+        request.prompt_ids = d->prompt.data;
+        request.prompt_ids_len = d->prompt.len;
+        const rt_status status = rt_engine_submit(e, &request, &a->ids[i]);
+        if (status != RT_OK)
+            return RT_FAIL(status, "%s: %s: %s", a->ev->args->data, d->id, rt_last_error());
+    }
+    return RT_OK;
+}
+
+static rt_status run_steps(asking *a, rt_engine *e, comm *c)
+{
+    bool cancelled = false;
+    for (bool busy = true; busy;) {
+        if (!cancelled && (app_signal() || a->status != RT_OK)) {
+            for (size_t i = 0; i < a->ev->documents.count; i++)
+                if (a->ids[i])
+                    rt_engine_cancel(e, a->ids[i]);
+            cancelled = true;
+        }
+        const rt_status status = rt_engine_step(e, &busy);
+        if (status != RT_OK) {
+            app_progress_end(&a->ev->bar);
+            return app_abandon(c, status);
+        }
+    }
+    return app_signal() ? RT_FAIL(RT_ERR_CANCELLED, "ended by signal %d", app_signal()) : a->status;
+}
+
+static rt_status lead(rt_engine *e, comm *c, evaluation *ev, const app_policy *policy)
+{
+    asking a = {.ev = ev, .policy = policy};
+    const double start = rt_clock_now();
+    RT_TRY(RT_ALLOC(a.ids, ev->documents.count, "requests"));
+    rt_status status = submit_all(&a, e);
+    if (status == RT_OK)
+        status = run_steps(&a, e, c);
+    rt_free(a.ids);
+    rt_log(RT_LOG_INFO, "%s: %.1f s, %zu of %zu answers", policy->text, rt_clock_now() - start,
+           ev->done, ev->open);
+    return status;
+}
+
+// ---- every rank ---------------------------------------------------------------------------
+
+static rt_status work(rt_engine *e, comm *c)
+{
+    const rt_status status = rt_engine_worker(e);
+    return status == RT_OK ? RT_OK : app_abandon(c, status);
+}
+
+// `ev` is rank 0's.
+static rt_status run_policy(comm *c, evaluation *ev, const rt_engine_options *options,
+                            const app_policy *policy)
+{
+    const bool first = comm_rank(c) == 0;
+    int open = first ? count_open(ev, policy) : 0;
+    RT_TRY(comm_ctl_bcast(c, 0, &open, sizeof open));
+    if (open == 0)
+        return RT_OK;
+    rt_engine_options mine = *options;
+    mine.attention = policy->config;
+    rt_engine *e;
+    RT_TRY(rt_engine_open(&mine, c, &e));
+    const rt_status status = first ? lead(e, c, ev, policy) : work(e, c);
+    rt_engine_close(e);
+    return comm_agree(c, status);
+}
+
+static rt_status run_policies(comm *c, evaluation *ev, const app_policies *policies)
+{
+    rt_engine_options options = ev->args->engine;
+    int sizes[2] = {options.max_sessions, 0};
+    rt_status status = RT_OK;
+    if (comm_rank(c) == 0) {
+        if (ev->documents.count < (size_t)sizes[0])
+            sizes[0] = (int)ev->documents.count;
+        status = size_context(ev, &sizes[1]);
+    }
+    RT_TRY(comm_agree(c, status));
+    RT_TRY(comm_ctl_bcast(c, 0, sizes, sizeof sizes));
+    options.max_sessions = sizes[0];
+    options.context = sizes[1];
+    app_catch_signals();
+    for (size_t p = 0; p < policies->count; p++)
+        RT_TRY(run_policy(c, ev, &options, &policies->items[p]));
+    return RT_OK;
+}
+
+// ---- the end, rank 0 ------------------------------------------------------------------------
+
+static rt_status write_files(const evaluation *ev, const app_summary *summary)
+{
+    const app_eval_args *args = ev->args;
+    if (args->json)
+        RT_TRY(app_eval_write_json(args->json, summary, ev->policies, &ev->setting));
+    if (args->csv)
+        RT_TRY(app_eval_write_csv(args->csv, summary, ev->policies));
+    if (args->plots)
+        RT_TRY(app_eval_write_plots(args->plots, summary, ev->policies));
+    return RT_OK;
+}
+
+static rt_status report(const evaluation *ev)
+{
+    app_summary summary;
+    RT_TRY(app_summary_make(&ev->documents, ev->policies, ev->store, &summary));
+    rt_status status = app_eval_print(stdout, &summary, ev->policies);
+    if (status == RT_OK)
+        status = write_files(ev, &summary);
+    app_summary_free(&summary);
+    return status;
+}
+
+static rt_status evaluate(comm *c, evaluation *ev, const app_policies *policies)
+{
+    const bool first = comm_rank(c) == 0;
+    RT_TRY(comm_agree(c, first ? prepare(ev, comm_ranks(c)) : RT_OK));
+    const rt_status status = run_policies(c, ev, policies);
+    app_progress_end(&ev->bar);
+    RT_TRY(status);
+    return comm_agree(c, first ? report(ev) : RT_OK);
+}
+
+rt_status app_eval_run(comm *c, void *target)
+{
+    const app_eval_args *args = target;
+    app_policies policies = {0};
+    evaluation ev = {.args = args,
+                     .policies = &policies,
+                     .bar = app_progress_begin(comm_rank(c) == 0 && !args->common.quiet)};
+    rt_status status = comm_agree(c, app_policies_parse(args->policies, &policies));
+    if (status == RT_OK)
+        status = evaluate(c, &ev, &policies);
+    app_store_close(ev.store);
+    app_documents_free(&ev.documents);
+    rt_str_free(&ev.options);
+    app_policies_free(&policies);
+    return status;
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launcher/model_hash.h"
+
+#include "launcher/hash.h"
+#include "runtime/base/file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int is_part(const struct dirent *entry)
+{
+    const char *dot = strrchr(entry->d_name, '.');
+    return dot && (strcmp(dot, ".json") == 0 || strcmp(dot, ".safetensors") == 0);
+}
+
+static uint64_t add_map(uint64_t hash, const rt_map *map)
+{
+    enum { PIECES = 1024, PIECE = 4096 };
+    const size_t step = map->len / PIECES > PIECE ? map->len / PIECES : PIECE;
+    hash = app_hash(hash, &map->len, sizeof map->len);
+    for (size_t at = 0; at < map->len; at += step) {
+        const size_t left = map->len - at;
+        hash = app_hash(hash, map->data + at, left < PIECE ? left : PIECE);
+    }
+    return hash;
+}
+
+static rt_status add_file(const char *folder, const char *name, uint64_t *hash)
+{
+    char path[PATH_MAX];
+    rt_map map;
+    RT_TRY(rt_path_join(folder, name, path, sizeof path));
+    RT_TRY(rt_map_open(path, &map));
+    *hash = add_map(app_hash(*hash, name, strlen(name)), &map);
+    rt_map_close(&map);
+    return RT_OK;
+}
+
+rt_status app_model_hash(const char *folder, uint64_t *out)
+{
+    struct dirent **entries;
+    const int count = scandir(folder, &entries, is_part, alphasort);
+    if (count < 0)
+        return RT_FAIL(RT_ERR_IO, "%s: cannot read the folder: %s", folder, strerror(errno));
+    rt_status status = RT_OK;
+    uint64_t hash = APP_HASH_START;
+    for (int i = 0; i < count; i++) {
+        if (status == RT_OK)
+            status = add_file(folder, entries[i]->d_name, &hash);
+        free(entries[i]);
+    }
+    free(entries);
+    *out = hash;
+    return status;
+}
