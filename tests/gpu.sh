@@ -5,7 +5,8 @@
 # comes last; logs go to $OUT (default ./gpu-out).
 #   tests/gpu.sh pack BUILD FOLDER    collects programs and their libraries (no CUDA)
 #   tests/gpu.sh [FOLDER [PART...]]   runs; FOLDER holds this script, PARTs are
-#                                     parity model answers ranks sanitize bench (default: all)
+#                                     parity model answers ranks sanitize bench (default: all);
+#                                     TABLE names one table of the last
 set -uo pipefail
 
 pack() { # build folder, target folder
@@ -124,7 +125,7 @@ case " $parts " in *" sanitize "*)
     ;;
 esac
 case " $parts " in *" bench "*)
-    part bench timeout 200 "$here/test_gpu_parity" --bench
+    part bench timeout 200 "$here/test_gpu_parity" --bench ${TABLE:-}
     cat "$out/bench.log"
     ;;
 esac

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// How prefix attention is cut into work, shared by its kernels.
+// What the prefix attention kernels share: which lanes and keys a block works on, and
+// how runs over the keys are joined.
 //
-// The lanes of a (segment, KV head) are its active rows times the query heads of that
-// KV head, row by row. They are cut into tiles; the tokens that a tile's list names are
-// cut into `splits` runs of whole pages. A block takes one run of one tile and one KV
-// head; when there is more than one run it leaves (m, l, o) for a second kernel, which
-// adds the runs in order. The host knows rows and segments, not how many rows are
-// active: there are blocks for all, and those without work end.
+// A lane is an active row and a query head of a KV head's group. A tile is up to
+// `lanes` consecutive lanes of a segment for one KV head; its list of pages is cut into
+// `splits` runs of tokens, each left to a block. With more than one run the blocks
+// leave (m, l, o) in the workspace and combine_kernel joins them in order. Grids are
+// fixed by the batch's shape; which rows are active and what they read is found on the
+// device, and blocks without work end.
 #ifndef KERNELS_CUDA_ATTN_PREFIX_CUH
 #define KERNELS_CUDA_ATTN_PREFIX_CUH
 
@@ -35,31 +36,49 @@ struct prefix_tile {
     int tokens;     // most that a lane of the tile reads
 };
 
-// Tile number `index` of the batch for a KV head; false: it has no lanes.
+__device__ inline int warp_scan_int(int x) // inclusive
+{
+    for (int offset = 1; offset < WARP; offset *= 2) {
+        const int other = __shfl_up_sync(ALL_LANES, x, offset);
+        x += (int)(threadIdx.x % WARP) >= offset ? other : 0;
+    }
+    return x;
+}
+
+// Tile number `index` of the batch for a KV head; false: it has no lanes. Whole warps
+// call it: each lane looks at a segment.
 __device__ inline bool tile_at(const prefix_view &a, const batch_view &b, const plan_view &p,
                                int index, int kv_head, prefix_tile *out)
 {
-    int seg = 0;
-    for (; seg < b.segs; seg++) {
-        const int rows = b.seg_row0[seg + 1] - b.seg_row0[seg];
+    const int list = p.lists == 1 ? 0 : kv_head;
+    for (int base = 0; base < b.segs; base += WARP) {
+        const int s = base + (int)(threadIdx.x % WARP);
+        const bool in = s < b.segs;
+        const int row0 = in ? b.seg_row0[s] : 0, rows = in ? b.seg_row0[s + 1] - row0 : 0;
+        const int active = in ? p.act_count[s] : 0,
+                  listed = in ? p.page_count[s * p.lists + list] : 0;
         const int tiles = (rows * a.group + a.lanes - 1) / a.lanes;
-        if (index < tiles)
-            break;
-        index -= tiles;
+        const int end = warp_scan_int(tiles);
+        const unsigned found = __ballot_sync(ALL_LANES, index < end);
+        if (!found) {
+            index -= __shfl_sync(ALL_LANES, end, WARP - 1);
+            continue;
+        }
+        const int lane = __ffs(found) - 1;
+        out->seg = base + lane;
+        out->lane0 = (index - __shfl_sync(ALL_LANES, end - tiles, lane)) * a.lanes;
+        out->lanes = min(__shfl_sync(ALL_LANES, active, lane) * a.group - out->lane0, a.lanes);
+        if (out->lanes <= 0)
+            return false;
+        out->rows = p.act_rows + __shfl_sync(ALL_LANES, row0, lane);
+        out->list = p.pages + (size_t)(out->seg * p.lists + list) * p.max_pages;
+        out->list_count = __shfl_sync(ALL_LANES, listed, lane);
+        // Rows ascend, and so do their prefixes.
+        const int last = out->rows[(out->lane0 + out->lanes - 1) / a.group];
+        out->tokens = list_tokens(b, out->list, out->list_count, b.prefix(last));
+        return true;
     }
-    if (seg == b.segs)
-        return false;
-    out->seg = seg;
-    out->lane0 = index * a.lanes;
-    out->lanes = min(p.act_count[seg] * a.group - out->lane0, a.lanes);
-    if (out->lanes <= 0)
-        return false;
-    out->rows = p.act_rows + b.seg_row0[seg];
-    out->list = p.list(seg, p.lists == 1 ? 0 : kv_head, &out->list_count);
-    // Rows ascend, and so do their prefixes.
-    const int last = out->rows[(out->lane0 + out->lanes - 1) / a.group];
-    out->tokens = list_tokens(b, out->list, out->list_count, b.prefix(last));
-    return true;
+    return false;
 }
 
 // Tokens [*first, *end) of run `split`.
@@ -109,10 +128,23 @@ __device__ inline size_t token_offset(const prefix_view &a, const batch_view &b,
     return (((size_t)page * a.kv_heads + kv_head) * b.page + token % b.page) * a.dim;
 }
 
-// The kernel on tensor cores (attn_mma.cu): bf16 pages, if it takes the shape.
+// How a kernel cuts the work: lanes of a tile, keys it takes at a time, the unit of
+// runs, and the shared memory of a block, which says how many run at once.
+struct prefix_shape {
+    int lanes, align;
+    size_t shared;
+};
+
+// The kernels on tensor cores take bf16 pages of some shapes (mma_takes): with Ampere's
+// instructions (attn_mma.cu) any tile of up to 128 lanes, with Hopper's (attn_wgmma.cu)
+// tiles of 64 and 128.
 bool mma_takes(const prefix_view &v, const batch_view &b);
-int mma_lanes_of(const prefix_view &v, const batch_view &b); // of a tile
+prefix_shape mma_shape(const prefix_view &v, const batch_view &b);
 int launch_mma(const kern_cuda_ctx *ctx, const prefix_view &v, const batch_view &b,
                const plan_view &p);
+bool wgmma_takes(const kern_cuda_ctx *ctx, const prefix_view &v, const batch_view &b);
+prefix_shape wgmma_shape(const prefix_view &v, const batch_view &b);
+int launch_wgmma(const kern_cuda_ctx *ctx, const prefix_view &v, const batch_view &b,
+                 const plan_view &p);
 
 #endif

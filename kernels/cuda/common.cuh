@@ -35,6 +35,37 @@ static inline unsigned blocks_of(size_t count, unsigned size)
     return (unsigned)((count + size - 1) / size);
 }
 
+// ---- launches -------------------------------------------------------------------
+//
+// Where the card can, a kernel of `enqueue` is made ready while the one before it ends
+// (programmatic dependent launch). Its first act is begin_kernel, which waits for that
+// one's results: no thread may touch memory or return before. Elsewhere both are plain.
+
+__device__ inline void begin_kernel()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;\n");
+#endif
+}
+
+template <typename... Params, typename... Args>
+static int enqueue(const kern_cuda_ctx *ctx, void (*kernel)(Params...), dim3 grid, unsigned threads,
+                   size_t shared, const Args &...args)
+{
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared;
+    config.stream = ctx->stream;
+    config.attrs = &early;
+    config.numAttrs = ctx->overlap ? 1 : 0;
+    return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
 // ---- types ----------------------------------------------------------------------
 
 __device__ inline float to_f32(float x)

@@ -350,9 +350,14 @@ static rt_status open_all(kern_dev *dev)
     kern_cuda_ctx *ctx = &kern_cuda_of(dev)->ctx;
     CUDA_TRY(dev, cudaSetDevice(dev->index));
     CUDA_TRY(dev, cudaDeviceGetAttribute(&ctx->sms, cudaDevAttrMultiProcessorCount, dev->index));
+    int shared;
+    CUDA_TRY(dev, cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+                                         dev->index));
+    ctx->shared = (size_t)shared;
     CUDA_TRY(dev, cudaStreamCreateWithFlags(&ctx->stream, cudaStreamNonBlocking));
     CUDA_TRY(dev, cudaMalloc(&ctx->workspace, WORKSPACE));
     ctx->workspace_bytes = WORKSPACE;
+    CUDA_TRY(dev, kern_cuda_launch_probe(ctx));
     RT_TRY(open_staging(dev));
     return open_blas(dev);
 }

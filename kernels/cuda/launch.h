@@ -16,6 +16,9 @@ struct CUstream_st;
 typedef struct kern_cuda_ctx {
     struct CUstream_st *stream;
     int sms;         // multiprocessors
+    size_t shared;   // bytes of shared memory of a multiprocessor
+    bool overlap;    // a kernel can be made ready while the one before it ends
+    bool wgmma;      // Hopper's matrix instructions
     void *workspace; // of operations on the stream, reused by each
     size_t workspace_bytes;
 } kern_cuda_ctx;
@@ -61,6 +64,9 @@ extern "C" {
 KERN_CUDA_LAUNCH_MAP(KERN_CUDA_LAUNCHER)
 #undef KERN_CUDA_LAUNCHER
 
+// Finds what the code that this card runs was compiled for: overlap and wgmma of the
+// context. Waits for the card.
+int kern_cuda_launch_probe(kern_cuda_ctx *ctx);
 // out[i] = x[i], rounded to bf16 or f16 (f16: clamped to its range), i < count.
 int kern_cuda_launch_narrow(const kern_cuda_ctx *ctx, const float *x, size_t count,
                             kern_dtype dtype, void *out);

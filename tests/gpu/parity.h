@@ -55,7 +55,4 @@ void pt_test_graph(void **state);
 ac_case *pt_case(kt_rng *rng, ac_shape shape, int steps, bool dense_segment);
 void pt_random_plan(kt_rng *rng, ac_case *c);
 
-// --bench: times the operations at the shapes of SDAR-8B, and prints a table.
-int pt_bench(void);
-
 #endif

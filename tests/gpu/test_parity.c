@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// CUDA against CPU, operation by operation. `--bench` prints speeds instead, `--only
+// CUDA against CPU, operation by operation. `--bench [TABLE]` prints speeds instead, `--only
 // PATTERN` runs the tests whose name matches (with * and ?), with fewer cases.
-#include "tests/gpu/parity.h"
+#include "tests/gpu/bench.h"
 
 #include <stdlib.h>
 
@@ -105,7 +105,7 @@ int main(int argc, char **argv)
     open_devices();
     int failed;
     if (argc > 1 && strcmp(argv[1], "--bench") == 0) {
-        failed = pt_bench();
+        failed = bench_run(argc > 2 ? argv[2] : NULL);
     } else {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(pt_test_buffers),     cmocka_unit_test(pt_test_dense),
