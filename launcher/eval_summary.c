@@ -162,18 +162,20 @@ static rt_status take_documents(const source *s, const app_cell *cell, tally *t)
     return RT_OK;
 }
 
-static void compare(const tally *t, double *value)
+static void compare(const tally *t, bool itself, double *value)
 {
     const double n = (double)t->n;
+    value[APP_SAME_TEXT] = (double)t->same_text / n;
+    value[APP_READS] = ratio(t->bytes, t->dense_bytes);
+    value[APP_FORWARDS_TO_DENSE] = ratio(t->forwards, t->dense_forwards);
+    if (itself)
+        return;
     const app_interval paired = app_interval_paired(t->won, t->lost, t->n);
     value[APP_WON] = (double)t->won;
     value[APP_LOST] = (double)t->lost;
     value[APP_DIFFERENCE] = ((double)t->won - (double)t->lost) / n;
     value[APP_DIFFERENCE_LOW] = paired.low;
     value[APP_DIFFERENCE_HIGH] = paired.high;
-    value[APP_SAME_TEXT] = (double)t->same_text / n;
-    value[APP_READS] = ratio(t->bytes, t->dense_bytes);
-    value[APP_FORWARDS_TO_DENSE] = ratio(t->forwards, t->dense_forwards);
 }
 
 static rt_status fill_cell(const source *s, app_cell *cell)
@@ -192,7 +194,7 @@ static rt_status fill_cell(const source *s, app_cell *cell)
     value[APP_STEPS_PER_BLOCK] = ratio(t.steps, t.blocks);
     value[APP_TOKENS_PER_FORWARD] = ratio(t.tokens, t.forwards);
     if (s->dense < s->policies->count)
-        compare(&t, value);
+        compare(&t, cell->policy == s->dense, value);
     return RT_OK;
 }
 

@@ -2,7 +2,8 @@
 // The results of losa eval by length, task and policy. One list of columns drives the
 // tables, the JSON and the CSV.
 //
-// "dense" is the first policy of that name; what compares with it is NaN without one.
+// "dense" is the first policy of that name; what compares with it is NaN without one, and
+// won, lost and difference are NaN for dense itself.
 #ifndef LAUNCHER_EVAL_SUMMARY_H
 #define LAUNCHER_EVAL_SUMMARY_H
 

@@ -210,6 +210,7 @@ static void test_summary(void **state)
     is(find(&s, 0, "vt", 0), APP_DOCUMENTS, 2);
     is(find(&s, 2048, "vt", 0), APP_LOST, 1);
     is(find(&s, 0, NULL, 1), APP_READS, 1);
+    is(find(&s, 0, NULL, 1), APP_LOST, NAN);    // dense against itself
     assert_int_equal(s.count, 2 * (3 + 3 + 2)); // (2048, mk) has no document
     app_summary_free(&s);
     app_policies_free(&policies);
