@@ -330,3 +330,43 @@ void kern_graph_free(kern_graph *graph)
     graph->dev->recorder->free(graph->state);
     rt_free(graph);
 }
+
+// ---- timing ------------------------------------------------------------------------------
+
+rt_status kern_timer_new(kern_dev *dev, int marks, kern_timer **out)
+{
+    RT_CHECK_ARG(dev && out && marks >= 1);
+    kern_timer *timer;
+    RT_TRY(RT_ALLOC(timer, 1, "timer"));
+    *timer = (kern_timer){.dev = dev, .marks = marks};
+    const rt_status status = dev->ops->timer_open(dev, marks, &timer->state);
+    if (status != RT_OK) {
+        rt_free(timer);
+        return status;
+    }
+    *out = timer;
+    return RT_OK;
+}
+
+void kern_timer_free(kern_timer *timer)
+{
+    if (!timer)
+        return;
+    timer->dev->ops->timer_close(timer->state, timer->marks);
+    rt_free(timer);
+}
+
+rt_status kern_timer_mark(kern_timer *timer, int mark)
+{
+    RT_CHECK_ARG(timer && mark >= 0 && mark < timer->marks);
+    return timer->dev->ops->timer_mark(timer->dev, timer->state, mark);
+}
+
+rt_status kern_timer_read(kern_timer *timer, int from, int to, double *ms)
+{
+    RT_CHECK_ARG(timer && ms);
+    RT_CHECK_ARG(from >= 0 && from < timer->marks);
+    RT_CHECK_ARG(to >= 0 && to < timer->marks);
+    RT_TRY(check_not_recording("kern_timer_read", timer->dev));
+    return timer->dev->ops->timer_read(timer->dev, timer->state, from, to, ms);
+}

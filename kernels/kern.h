@@ -107,6 +107,21 @@ rt_status kern_record_end(kern_dev *dev, kern_graph **out);
 rt_status kern_graph_launch(kern_graph *graph);
 void kern_graph_free(kern_graph *graph); // NULL is allowed
 
+// ---- timing ---------------------------------------------------------------------------
+//
+// Marks are passed in the order of the stream; recorded ones whenever the graph is
+// replayed. A mark between two kernels of a graph costs about a microsecond.
+
+typedef struct kern_timer kern_timer;
+
+rt_status kern_timer_new(kern_dev *dev, int marks, kern_timer **out);
+void kern_timer_free(kern_timer *timer); // NULL is allowed
+rt_status kern_timer_mark(kern_timer *timer, int mark);
+// Milliseconds between two marks that were passed; waits for the later one.
+rt_status kern_timer_read(kern_timer *timer, int from, int to, double *ms);
+
+// ---- filling and uploading --------------------------------------------------------------
+
 // Uploads a [rows, cols] host matrix of type `dtype` whose rows start every
 // `stride` elements, converting to the buffer's type; lands densely at element
 // `first`. This is how a rank loads its slice of a weight.
@@ -130,6 +145,15 @@ typedef struct kern_fill_normal_args {
     float scale;
 } kern_fill_normal_args;
 rt_status kern_fill_normal(kern_dev *dev, const kern_fill_normal_args *args);
+
+// out[0] = the exclusive or of the first `words` 32-bit words of src. It reads every byte
+// once and does nothing else: how fast memory can be read at all.
+typedef struct kern_xor_words_args {
+    const kern_buf *src; // any type
+    size_t words;
+    kern_buf *out; // i32 [1]
+} kern_xor_words_args;
+rt_status kern_xor_words(kern_dev *dev, const kern_xor_words_args *args);
 
 // ---- the batch of one forward ----------------------------------------------
 //

@@ -33,9 +33,16 @@ struct kern_graph {
     void *state; // the backend's
 };
 
+struct kern_timer {
+    kern_dev *dev;
+    int marks;
+    void *state; // the backend's
+};
+
 // Every operation: X(name, argument struct). kern.h has kern_NAME for each.
 #define KERN_OPS_MAP(X)                                                                            \
     X(fill_normal, kern_fill_normal_args)                                                          \
+    X(xor_words, kern_xor_words_args)                                                              \
     X(embed, kern_embed_args)                                                                      \
     X(linear, kern_linear_args)                                                                    \
     X(rmsnorm, kern_rmsnorm_args)                                                                  \
@@ -79,6 +86,11 @@ typedef struct kern_ops {
     rt_status (*upload)(kern_dev *dev, const kern_upload_args *args);
     rt_status (*sync)(kern_dev *dev);
     rt_status (*poll)(kern_dev *dev, bool *idle);
+    // `marks` of a timer, unpassed; `read` waits for both.
+    rt_status (*timer_open)(kern_dev *dev, int marks, void **state);
+    void (*timer_close)(void *state, int marks);
+    rt_status (*timer_mark)(kern_dev *dev, void *state, int mark);
+    rt_status (*timer_read)(kern_dev *dev, void *state, int from, int to, double *ms);
 #define KERN_OPS_MEMBER(name, args) rt_status (*name)(kern_dev * dev, const args *);
     KERN_OPS_MAP(KERN_OPS_MEMBER)
 #undef KERN_OPS_MEMBER
@@ -151,6 +163,10 @@ KERN_OPS_MAP(KERN_CPU_PROTOTYPE)
 #undef KERN_CPU_PROTOTYPE
 
 rt_status kern_cpu_upload(kern_dev *dev, const kern_upload_args *args);
+rt_status kern_cpu_timer_open(kern_dev *dev, int marks, void **state);
+void kern_cpu_timer_close(void *state, int marks);
+rt_status kern_cpu_timer_mark(kern_dev *dev, void *state, int mark);
+rt_status kern_cpu_timer_read(kern_dev *dev, void *state, int from, int to, double *ms);
 
 // ---- CUDA backend, in builds with LOSA_CUDA --------------------------------------
 

@@ -20,6 +20,24 @@ rt_status kern_fill_normal(kern_dev *dev, const kern_fill_normal_args *args)
     return dev->ops->fill_normal(dev, args);
 }
 
+static rt_status check_xor(const kern_check *check, const kern_xor_words_args *args)
+{
+    const kern_buf *src = args->src;
+    const kern_dtype dtype = src ? src->dtype : KERN_F32; // any
+    const size_t bytes = args->words < SIZE_MAX / 4 ? args->words * 4 : SIZE_MAX;
+    RT_TRY(kern_check_buf(check, "src", src, dtype, 1, &(size_t){bytes / kern_dtype_size(dtype)}));
+    KERN_TRY_BUF(check, args, out, KERN_I32, 1);
+    return RT_OK;
+}
+
+rt_status kern_xor_words(kern_dev *dev, const kern_xor_words_args *args)
+{
+    KERN_TRY_ENTRY(dev, args);
+    const kern_check check = {"kern_xor_words", dev};
+    RT_TRY(check_xor(&check, args));
+    return dev->ops->xor_words(dev, args);
+}
+
 static rt_status check_embed(const kern_check *check, const kern_embed_args *args)
 {
     KERN_TRY_INT(check, args, cols, 1, INT_MAX);

@@ -33,9 +33,12 @@ static rt_status measure_locality(losa_state *s, const losa_layer_args *args,
         .scale = 1.0f / (float)ranks,
     };
     RT_TRY(kern_locality(s->group.dev, &locality));
+    RT_TRY(losa_mark(s, LOSA_STAGE_LOCALITY));
     if (ranks == 1 || batch->sparse_rows == 0)
         return RT_OK;
-    return comm_allreduce(s->group.comm, COMM_MASK, s->delta, (size_t)batch->sparse_rows, COMM_SUM);
+    RT_TRY(
+        comm_allreduce(s->group.comm, COMM_MASK, s->delta, (size_t)batch->sparse_rows, COMM_SUM));
+    return losa_mark(s, LOSA_STAGE_EXCHANGE);
 }
 
 // Scores of the pages by the metadata, summed over the ranks where lists are shared.
@@ -54,10 +57,12 @@ static rt_status scan_pages(losa_state *s, const losa_layer_args *args, const ke
         .score = s->score,
     };
     RT_TRY(kern_page_score(s->group.dev, &score));
+    RT_TRY(losa_mark(s, LOSA_STAGE_SCORE));
     if (s->exchange_scores) {
         const size_t count = (size_t)batch->scan_segs * (size_t)s->score_lists *
                              (size_t)s->plan.act_cap * (size_t)batch->max_pages;
         RT_TRY(comm_allreduce(s->group.comm, COMM_SCORES, s->score, count, COMM_SUM));
+        RT_TRY(losa_mark(s, LOSA_STAGE_EXCHANGE));
     }
     return RT_OK;
 }
@@ -77,7 +82,8 @@ static rt_status choose_pages(losa_state *s, const losa_layer_args *args, const 
     };
     for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
         select.choice[kind] = s->reading[kind].choice;
-    return kern_page_select(s->group.dev, &select);
+    RT_TRY(kern_page_select(s->group.dev, &select));
+    return losa_mark(s, LOSA_STAGE_SELECT);
 }
 
 // Keeps the pages that the first step of a block looked at most for its later steps.
@@ -94,10 +100,12 @@ static rt_status keep_pages(losa_state *s, int layer, const kern_batch *batch)
         .mass = s->mass,
     };
     RT_TRY(kern_page_mass(s->group.dev, &mass));
+    RT_TRY(losa_mark(s, LOSA_STAGE_MASS));
     if (s->exchange_scores) {
         const size_t count =
             (size_t)batch->mass_segs * (size_t)s->score_lists * (size_t)batch->max_pages;
         RT_TRY(comm_allreduce(s->group.comm, COMM_SCORES, s->mass, count, COMM_SUM));
+        RT_TRY(losa_mark(s, LOSA_STAGE_EXCHANGE));
     }
     const kern_mass_select_args select = {
         .mass = s->mass,
@@ -107,7 +115,8 @@ static rt_status keep_pages(losa_state *s, int layer, const kern_batch *batch)
         .top = losa_pages_of(&s->config, s->config.budget),
         .kept = &s->layers[layer].kept,
     };
-    return kern_mass_select(s->group.dev, &select);
+    RT_TRY(kern_mass_select(s->group.dev, &select));
+    return losa_mark(s, LOSA_STAGE_MASS);
 }
 
 static rt_status count_plan(losa_state *s, const kern_batch *batch)
@@ -161,13 +170,15 @@ static rt_status make_plan(losa_state *s, const losa_layer_args *args, const ker
         .plan = &s->plan,
     };
     RT_TRY(kern_active(s->group.dev, &active));
+    RT_TRY(losa_mark(s, LOSA_STAGE_ACTIVE));
     const bool sparse = batch->sparse_segs > 0;
     if (sparse)
         RT_TRY(choose_pages(s, args, batch));
     if (sparse && s->config.check_plans)
         RT_TRY(check_plan(s, args->layer, batch));
     RT_TRY(losa_show(s, args->layer, batch));
-    return count_plan(s, batch);
+    RT_TRY(count_plan(s, batch));
+    return losa_mark(s, LOSA_STAGE_COUNT);
 }
 
 rt_status losa_layer(losa_state *s, const losa_layer_args *args)
@@ -180,6 +191,7 @@ rt_status losa_layer(losa_state *s, const losa_layer_args *args)
     const kern_kv_write_args write = {
         .qkv = args->qkv, .kv = args->kv, .batch = &batch, .heads = s->heads};
     RT_TRY(kern_kv_write(s->group.dev, &write));
+    RT_TRY(losa_mark(s, LOSA_STAGE_WRITE));
     RT_TRY(make_plan(s, args, &batch));
 
     const float scale = 1.0f / sqrtf((float)s->limits.head_dim);
@@ -196,6 +208,7 @@ rt_status losa_layer(losa_state *s, const losa_layer_args *args)
         .page_lse = batch.mass_segs > 0 ? s->page_lse : NULL,
     };
     RT_TRY(kern_attn_prefix(s->group.dev, &prefix));
+    RT_TRY(losa_mark(s, LOSA_STAGE_PREFIX));
     if (batch.mass_segs > 0)
         RT_TRY(keep_pages(s, args->layer, &batch));
     const kern_attn_merge_args merge = {
@@ -212,5 +225,6 @@ rt_status losa_layer(losa_state *s, const losa_layer_args *args)
         .cache_lse = s->layers[args->layer].lse,
         .out = args->out,
     };
-    return kern_attn_merge(s->group.dev, &merge);
+    RT_TRY(kern_attn_merge(s->group.dev, &merge));
+    return losa_mark(s, LOSA_STAGE_MERGE);
 }

@@ -66,6 +66,29 @@ typedef rt_status losa_observer(void *ctx, const losa_view *view);
 // that. It costs a copy and a wait for the device in every layer: for traces and tests.
 rt_status losa_observe(losa_state *s, losa_observer *observer, void *ctx);
 
+// The stages of a layer. Exchanges are those of deltas, scores and masses.
+typedef enum losa_stage {
+    LOSA_STAGE_WRITE, // K, V and metadata of committed rows
+    LOSA_STAGE_LOCALITY,
+    LOSA_STAGE_EXCHANGE,
+    LOSA_STAGE_ACTIVE,
+    LOSA_STAGE_SCORE,
+    LOSA_STAGE_SELECT,
+    LOSA_STAGE_COUNT, // counters and checks
+    LOSA_STAGE_PREFIX,
+    LOSA_STAGE_MASS,
+    LOSA_STAGE_MERGE,
+    LOSA_STAGES
+} losa_stage;
+const char *losa_stage_name(losa_stage stage);
+
+// Called when the work of a stage has been enqueued.
+typedef rt_status losa_marker(void *ctx, losa_stage stage);
+
+// From now on `marker` is called at the end of every stage that runs; NULL ends that.
+// For benchmarks.
+void losa_mark_stages(losa_state *s, losa_marker *marker, void *ctx);
+
 // i64 [segs, KERN_COUNT_N], summed over the layers since losa_begin (this rank's lists).
 const kern_buf *losa_counts(const losa_state *s);
 

@@ -46,7 +46,12 @@ struct losa_state {
     losa_observer *observer;
     void *observer_ctx;
     losa_copy copy; // of the plan, for the observer
+    losa_marker *marker;
+    void *marker_ctx;
 };
+
+// Tells the marker, if there is one, that a stage has been enqueued.
+rt_status losa_mark(const losa_state *s, losa_stage stage);
 
 // Shows the plan of a layer to the observer, if there is one.
 rt_status losa_show(losa_state *s, int layer, const kern_batch *batch);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The observer: the plan of the layer being computed, copied to the host. The copies
-// are as large as the plan's buffers and are made when somebody first looks.
+// Who looks on. The observer sees the plan of the layer being computed, copied to the
+// host: the copies are as large as the plan's buffers and are made when somebody first
+// looks. The marker is told which stages ran.
 #include "losa/losa_int.h"
 
 #include "runtime/base/mem.h"
@@ -43,4 +44,23 @@ rt_status losa_show(losa_state *s, int layer, const kern_batch *batch)
         .page_count = s->copy.page_count,
     };
     return s->observer(s->observer_ctx, &view);
+}
+
+const char *losa_stage_name(losa_stage stage)
+{
+    static const char *const names[LOSA_STAGES] = {"write", "locality", "exchange", "active",
+                                                   "score", "select",   "count",    "prefix",
+                                                   "mass",  "merge"};
+    return names[stage];
+}
+
+void losa_mark_stages(losa_state *s, losa_marker *marker, void *ctx)
+{
+    s->marker = marker;
+    s->marker_ctx = ctx;
+}
+
+rt_status losa_mark(const losa_state *s, losa_stage stage)
+{
+    return s->marker ? s->marker(s->marker_ctx, stage) : RT_OK;
 }

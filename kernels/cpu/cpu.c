@@ -96,6 +96,10 @@ static const kern_ops cpu_ops = {.close = cpu_close,
                                  .upload = kern_cpu_upload,
                                  .sync = cpu_sync,
                                  .poll = cpu_poll,
+                                 .timer_open = kern_cpu_timer_open,
+                                 .timer_close = kern_cpu_timer_close,
+                                 .timer_mark = kern_cpu_timer_mark,
+                                 .timer_read = kern_cpu_timer_read,
 #define CPU_ENTRY(name, args) .name = kern_cpu_##name,
                                  KERN_OPS_MAP(CPU_ENTRY)
 #undef CPU_ENTRY

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random contents of buffers.
+// Random contents of buffers, and a pass that only reads.
 #include "kernels/kern_int.h"
 #include "runtime/base/rng.h"
 
@@ -38,5 +38,30 @@ rt_status kern_cpu_fill_normal(kern_dev *dev, const kern_fill_normal_args *args)
 {
     kern_fill_normal_args copy = *args;
     kern_cpu_run(dev, (args->count + CHUNK - 1) / CHUNK, args->count, fill_chunk, &copy);
+    return RT_OK;
+}
+
+typedef struct xor_job {
+    const uint32_t *src;
+    size_t words;
+    uint32_t all;
+} xor_job;
+
+static void xor_chunk(void *ctx, size_t chunk, int thread)
+{
+    (void)thread;
+    xor_job *job = ctx;
+    const size_t end = (chunk + 1) * CHUNK < job->words ? (chunk + 1) * CHUNK : job->words;
+    uint32_t part = 0;
+    for (size_t i = chunk * CHUNK; i < end; i++)
+        part ^= job->src[i];
+    __atomic_fetch_xor(&job->all, part, __ATOMIC_RELAXED);
+}
+
+rt_status kern_cpu_xor_words(kern_dev *dev, const kern_xor_words_args *args)
+{
+    xor_job job = {.src = args->src->ptr, .words = args->words};
+    kern_cpu_run(dev, (args->words + CHUNK - 1) / CHUNK, args->words, xor_chunk, &job);
+    kern_i32(args->out)[0] = (int32_t)job.all;
     return RT_OK;
 }

@@ -43,6 +43,10 @@ rt_status kern_cuda_blas_status(const kern_dev *dev, int error, const char *call
 
 rt_status kern_cuda_linear(kern_dev *dev, const kern_linear_args *args);
 rt_status kern_cuda_upload(kern_dev *dev, const kern_upload_args *args);
+rt_status kern_cuda_timer_open(kern_dev *dev, int marks, void **state);
+void kern_cuda_timer_close(void *state, int marks);
+rt_status kern_cuda_timer_mark(kern_dev *dev, void *state, int mark);
+rt_status kern_cuda_timer_read(kern_dev *dev, void *state, int from, int to, double *ms);
 
 // Room for `bytes` <= KERN_CUDA_STAGE in the staging memory, free to be filled now.
 rt_status kern_cuda_stage(kern_dev *dev, size_t bytes, void **out);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random contents of buffers. A thread makes the four numbers of one counter.
+// Random contents of buffers, a thread making the four numbers of one counter; and a pass
+// that only reads.
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/philox.cuh"
 
@@ -38,5 +39,41 @@ extern "C" int kern_cuda_launch_fill_normal(const kern_cuda_ctx *ctx,
                                                           a->scale);
     else
         fill_normal_kernel<<<grid, 256, 0, ctx->stream>>>((__half *)out, a->count, key, a->scale);
+    return cudaGetLastError();
+}
+
+// Eight loads of 16 bytes are in flight per thread: enough to cover the latency of HBM.
+enum { XOR_LOADS = 8, XOR_THREADS = 512 };
+
+__global__ void xor_kernel(const uint4 *src, size_t count, const unsigned *tail, int tail_words,
+                           unsigned *out)
+{
+    const size_t stride = (size_t)gridDim.x * blockDim.x;
+    const size_t first = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    unsigned sum = first < tail_words ? tail[first] : 0;
+    for (size_t i = first; i < count; i += XOR_LOADS * stride) {
+        uint4 v[XOR_LOADS];
+#pragma unroll
+        for (int j = 0; j < XOR_LOADS; j++)
+            v[j] = i + j * stride < count ? __ldcs(src + i + j * stride) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+        for (int j = 0; j < XOR_LOADS; j++)
+            sum ^= v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
+    }
+    sum = __reduce_xor_sync(ALL_LANES, sum);
+    if (threadIdx.x % WARP == 0 && sum)
+        atomicXor(out, sum);
+}
+
+extern "C" int kern_cuda_launch_xor_words(const kern_cuda_ctx *ctx, const kern_xor_words_args *a)
+{
+    unsigned *out = ptr<unsigned>(a->out);
+    const unsigned *src = ptr<unsigned>(a->src);
+    const size_t count = a->words / 4;
+    const cudaError_t error = cudaMemsetAsync(out, 0, sizeof *out, ctx->stream);
+    if (error != cudaSuccess)
+        return error;
+    xor_kernel<<<4 * ctx->sms, XOR_THREADS, 0, ctx->stream>>>(
+        (const uint4 *)src, count, src + 4 * count, (int)(a->words % 4), out);
     return cudaGetLastError();
 }

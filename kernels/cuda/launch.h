@@ -31,6 +31,7 @@ enum { KERN_CUDA_MAX_DIM = 256 };
 // Every operation but linear, which is cuBLAS: X(name, argument struct).
 #define KERN_CUDA_LAUNCH_MAP(X)                                                                    \
     X(fill_normal, kern_fill_normal_args)                                                          \
+    X(xor_words, kern_xor_words_args)                                                              \
     X(embed, kern_embed_args)                                                                      \
     X(rmsnorm, kern_rmsnorm_args)                                                                  \
     X(qk_rope, kern_qk_rope_args)                                                                  \

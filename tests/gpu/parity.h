@@ -50,6 +50,7 @@ void pt_test_page_lse(void **state);
 void pt_test_vocab(void **state);
 void pt_test_unmask(void **state);
 void pt_test_graph(void **state);
+void pt_test_timer(void **state);
 
 // Random cases for plans and attention, with active rows and page lists.
 ac_case *pt_case(kt_rng *rng, ac_shape shape, int steps, bool dense_segment);

@@ -114,6 +114,23 @@ static void check_fill(kern_dev *dev, kern_dtype dtype, size_t count)
     rt_free(wide);
 }
 
+static void check_xor(kern_dev *dev, kt_rng *rng, size_t count)
+{
+    int32_t *words = kt_ints(count), want, got;
+    for (size_t i = 0; i < count; i++)
+        words[i] = (int32_t)kt_next(rng);
+    kern_dev *const devs[] = {pt_cpu, dev};
+    for (int i = 0; i < 2; i++) {
+        kern_buf *src = kt_in_i32(devs[i], words, count), *out = kt_out_i32(devs[i], 1);
+        KT_OK(kern_xor_words(devs[i], &(kern_xor_words_args){src, count, out}));
+        KT_OK(kern_read(out, 0, i ? &got : &want, 1));
+        kern_buf_free(src);
+        kern_buf_free(out);
+    }
+    pt_same("xor", &want, &got, 1);
+    rt_free(words);
+}
+
 void pt_test_buffers(void **state)
 {
     (void)state;
@@ -127,6 +144,9 @@ void pt_test_buffers(void **state)
     for (size_t i = 0; i < KT_COUNT(types); i++)
         for (size_t j = 0; j < KT_COUNT(counts); j++)
             check_fill(pt_gpu[PT_BF16], types[i], counts[j]);
+    for (size_t j = 0; j < KT_COUNT(counts); j++)
+        check_xor(pt_gpu[PT_BF16], &rng, counts[j]);
+    check_xor(pt_gpu[PT_BF16], &rng, 10 * 1000 * 1000 + 3);
 }
 
 typedef struct dense_case {

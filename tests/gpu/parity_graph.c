@@ -83,3 +83,38 @@ void pt_test_graph(void **state)
             kern_buf_free(buf[i]);
     }
 }
+
+// Marks are passed at every replay: a longer sequence takes longer.
+void pt_test_timer(void **state)
+{
+    (void)state;
+    enum { WORDS = 64 << 20, LONG = 8 };
+    kern_dev *dev = pt_gpu[PT_BF16];
+    kern_buf *src, *out;
+    kern_timer *timer;
+    kern_graph *graph;
+    KT_OK(kern_buf_new(dev, KERN_I32, WORDS, "test", &src));
+    KT_OK(kern_buf_new(dev, KERN_I32, 1, "test", &out));
+    KT_OK(kern_timer_new(dev, 3, &timer));
+    const kern_xor_words_args pass = {src, WORDS, out};
+    KT_OK(kern_record_begin(dev));
+    KT_OK(kern_timer_mark(timer, 0));
+    KT_OK(kern_xor_words(dev, &pass));
+    KT_OK(kern_timer_mark(timer, 1));
+    for (int i = 0; i < LONG; i++)
+        KT_OK(kern_xor_words(dev, &pass));
+    KT_OK(kern_timer_mark(timer, 2));
+    KT_OK(kern_record_end(dev, &graph));
+    for (int i = 0; i < 3; i++) {
+        double one, many;
+        KT_OK(kern_graph_launch(graph));
+        KT_OK(kern_timer_read(timer, 0, 1, &one));
+        KT_OK(kern_timer_read(timer, 1, 2, &many));
+        assert_true(one > 0 && one < 1000);
+        assert_true(many > one * LONG / 4);
+    }
+    kern_graph_free(graph);
+    kern_timer_free(timer);
+    kern_buf_free(src);
+    kern_buf_free(out);
+}

@@ -116,6 +116,7 @@ int main(int argc, char **argv)
             cmocka_unit_test(pt_test_attn_prefix), cmocka_unit_test(pt_test_page_lse),
             cmocka_unit_test(pt_test_attn_merge),  cmocka_unit_test(pt_test_vocab),
             cmocka_unit_test(pt_test_unmask),      cmocka_unit_test(pt_test_graph),
+            cmocka_unit_test(pt_test_timer),
         };
         pt_quick = argc > 2 && strcmp(argv[1], "--only") == 0;
         if (pt_quick)

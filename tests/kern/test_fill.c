@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // kern_fill_normal: the words of Philox, the moments of a normal, any number of threads.
+// kern_xor_words: every word counts. Timers.
 #include "tests/kern/kern_testing.h"
 
+#include "runtime/base/clock.h"
 #include "runtime/base/rng.h"
 
 static float *fill(int threads, size_t count, uint64_t seed, float scale)
@@ -68,12 +70,61 @@ static void test_threads(void **state)
     rt_free(part);
 }
 
+static void test_xor(void **state)
+{
+    (void)state;
+    const size_t counts[] = {0, 1, 5, 70001};
+    kt_rng rng = {7};
+    kern_dev *dev = kt_open(3);
+    for (size_t c = 0; c < KT_COUNT(counts); c++) {
+        const size_t count = counts[c];
+        int32_t *words = kt_ints(count + 1), want = 0;
+        for (size_t i = 0; i <= count; i++) // one more, which must not count
+            words[i] = (int32_t)kt_next(&rng);
+        for (size_t i = 0; i < count; i++)
+            want ^= words[i];
+        kern_buf *src = kt_in_i32(dev, words, count + 1), *out = kt_out_i32(dev, 1);
+        KT_OK(kern_xor_words(dev, &(kern_xor_words_args){src, count, out}));
+        int32_t *got = kt_take(out, 1);
+        assert_int_equal(got[0], want);
+        KT_REFUSED(kern_xor_words(dev, &(kern_xor_words_args){src, count + KT_GUARD + 2, out}),
+                   RT_ERR_INVALID, "kern_xor_words", "src");
+        KT_REFUSED(kern_xor_words(dev, &(kern_xor_words_args){src, count, NULL}), RT_ERR_INVALID,
+                   "kern_xor_words", "out");
+        kern_buf_free(src);
+        kern_buf_free(out);
+        rt_free(got);
+        rt_free(words);
+    }
+    kern_dev_close(dev);
+}
+
+static void test_timer(void **state)
+{
+    (void)state;
+    kern_dev *dev = kt_open(1);
+    kern_timer *timer;
+    double ms = -1;
+    KT_OK(kern_timer_new(dev, 3, &timer));
+    KT_OK(kern_timer_mark(timer, 0));
+    rt_clock_sleep(0.02);
+    KT_OK(kern_timer_mark(timer, 2));
+    KT_OK(kern_timer_read(timer, 0, 2, &ms));
+    assert_true(ms >= 19 && ms < 10000);
+    KT_REFUSED(kern_timer_mark(timer, 3), RT_ERR_INVALID, "kern_timer_mark", "mark");
+    KT_REFUSED(kern_timer_read(timer, 0, 3, &ms), RT_ERR_INVALID, "kern_timer_read", "to");
+    KT_REFUSED(kern_timer_new(dev, 0, &timer), RT_ERR_INVALID, "kern_timer_new", "marks");
+    kern_timer_free(timer);
+    kern_timer_free(NULL);
+    kern_dev_close(dev);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_words),
-        cmocka_unit_test(test_moments),
-        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_words),   cmocka_unit_test(test_moments),
+        cmocka_unit_test(test_threads), cmocka_unit_test(test_xor),
+        cmocka_unit_test(test_timer),
     };
     return cmocka_run_group_tests_name("fill", tests, NULL, NULL);
 }
