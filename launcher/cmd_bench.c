@@ -11,8 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const bench *const benches[] = {&bench_attention, &bench_prefill, &bench_decode};
-enum { BENCHES = sizeof benches / sizeof benches[0], COLUMNS_MAX = 16, CELL = 32 };
+static const bench *const benches[] = {&bench_attention, &bench_decode, &bench_prefill,
+                                       &bench_comm};
+enum { BENCHES = sizeof benches / sizeof benches[0] };
 
 #define AT(member) offsetof(bench_args, member)
 
@@ -23,8 +24,12 @@ static const app_option options[] = {
      "tokens in a block; 0: the model's, 16 for attention", NULL, NULL, NULL},
     {"repeats", 'r', APP_INT, AT(repeats), 1, 10000, "N", NULL,
      "measurements; the median is reported", "Benchmark", NULL, NULL},
-    {"blocks", 0, APP_INT, AT(blocks), 1, 1024, "N", NULL, "decode: blocks to denoise", NULL, NULL,
-     NULL},
+    {"batch", 0, APP_INT, AT(batch), 1, 4096, "R", NULL,
+     "attention, decode: requests, all of the same length and in step", NULL, NULL, NULL},
+    {"blocks", 0, APP_INT, AT(blocks), 1, 1024, "N", NULL,
+     "decode: blocks to measure, after a first one", NULL, NULL, NULL},
+    {"steps", 0, APP_INT, AT(steps), 0, 1024, "N", NULL,
+     "decode: denoising steps of a block; 0: one a token", NULL, NULL, NULL},
     {"heads", 0, APP_INT, AT(heads), 1, 1024, "N", NULL, "attention: query heads", NULL, NULL,
      NULL},
     {"kv-heads", 0, APP_INT, AT(kv_heads), 1, 1024, "N", NULL, "attention: KV heads", NULL, NULL,
@@ -33,7 +38,10 @@ static const app_option options[] = {
      NULL, NULL},
     {"masked", 0, APP_INT, AT(active), 0, 1024, "N", NULL,
      "attention: tokens of the block that are unsettled", NULL, NULL, NULL},
-    APP_OPTIONS_ATTENTION(bench_args, attention),
+    {"policies", 'p', APP_TEXT, AT(policies), 0, 0, "POLICY,...", NULL,
+     "attention, decode: measured one after the other; a POLICY is NAME[:BUDGET[+SCAN]][:WORD]..., "
+     "as in losa eval",
+     NULL, NULL, NULL},
     APP_OPTION_DEVICE(bench_args),
     APP_OPTION_PRECISION(bench_args),
     {"threads", 0, APP_INT, AT(engine.threads), 0, 1024, "N", NULL,
@@ -42,6 +50,7 @@ static const app_option options[] = {
      "prompt tokens in one forward", NULL, NULL, NULL},
     APP_OPTION_TIMEOUT(bench_args),
     APP_OPTION_JSON(bench_args, "print a JSON array of the rows instead of a table"),
+    {"csv", 0, APP_FLAG, AT(csv), 0, 0, NULL, NULL, "print the rows as CSV", NULL, NULL, NULL},
 };
 
 static void defaults(void *target)
@@ -51,22 +60,12 @@ static void defaults(void *target)
     args->dummy = APP_NO_DUMMY;
     args->repeats = 5;
     args->blocks = 2;
+    args->batch = 1;
     args->heads = 32; // a layer of SDAR-8B
     args->kv_heads = 8;
     args->head_dim = 128;
     args->active = 5;
-    app_attention_defaults(&args->attention);
-}
-
-double bench_median(double *values, size_t n)
-{
-    for (size_t i = 1; i < n; i++) // few values: insertion sort
-        for (size_t j = i; j > 0 && values[j] < values[j - 1]; j--) {
-            const double swap = values[j];
-            values[j] = values[j - 1];
-            values[j - 1] = swap;
-        }
-    return n % 2 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
+    args->policies = "dense,losa,losa-mix";
 }
 
 static const bench *find_bench(const char *name)
@@ -77,13 +76,13 @@ static const bench *find_bench(const char *name)
     return NULL;
 }
 
-static rt_status parse_tokens(const char *text, int *out)
+static rt_status check_size(const bench *b, const char *text)
 {
-    char *end;
-    const long value = strtol(text, &end, 10);
-    if (end == text || *end || value < 1 || value > 1 << 28)
-        return RT_FAIL(RT_ERR_INVALID, "'%s': not a number of tokens", text);
-    *out = (int)value;
+    uint64_t size;
+    const uint64_t most = b->needs_sizes ? 1 << 28 : 1 << 30;
+    if (app_parse_bytes(text, &size) != RT_OK || size < (b->needs_sizes ? 1 : 4) || size > most)
+        return RT_FAIL(RT_ERR_INVALID, "'%s': not a number of %s", text,
+                       b->needs_sizes ? "tokens" : "bytes from 4 to 1G");
     return RT_OK;
 }
 
@@ -93,89 +92,92 @@ static rt_status check(void *target)
     const app_list *words = &args->common.operands;
     const bench *b = words->len ? find_bench(words->items[0]) : NULL;
     if (!b)
-        return RT_FAIL(RT_ERR_INVALID, "%s: not one of attention, prefill, decode",
+        return RT_FAIL(RT_ERR_INVALID, "%s: not one of attention, decode, prefill, comm",
                        words->len ? words->items[0] : "no benchmark named");
     if (b->needs_model)
         RT_TRY(app_model_check(args->model, args->dummy));
-    if (words->len < 2)
+    if (b->needs_sizes && words->len < 2)
         return RT_FAIL(RT_ERR_INVALID, "bench %s: no number of tokens given", b->name);
-    for (size_t i = 1; i < words->len; i++) {
-        int tokens;
-        RT_TRY(parse_tokens(words->items[i], &tokens));
-    }
-    return app_attention_check(&args->attention);
-}
-
-// ---- output ----------------------------------------------------------------------------
-
-static void format_cell(const json_t *value, char cell[CELL])
-{
-    if (json_is_string(value))
-        snprintf(cell, CELL, "%s", json_string_value(value));
-    else if (json_is_integer(value))
-        snprintf(cell, CELL, "%" JSON_INTEGER_FORMAT, json_integer_value(value));
-    else
-        snprintf(cell, CELL, "%.4g", json_real_value(value));
-}
-
-// Column names from the first row's keys, then the rows.
-static rt_status print_table(const json_t *rows)
-{
-    const size_t count = json_array_size(rows);
-    const size_t columns = json_object_size(json_array_get(rows, 0));
-    char(*text)[CELL];
-    const char **cells;
-    RT_TRY(RT_ALLOC(text, (count + 1) * columns, "table"));
-    rt_status status;
-    RT_TRY_GOTO(status, RT_ALLOC(cells, (count + 1) * columns, "table"), free_text);
-    size_t at = 0;
-    const char *key;
-    json_t *value;
-    json_object_foreach(json_array_get(rows, 0), key, value) snprintf(text[at++], CELL, "%s", key);
-    for (size_t i = 0; i < count; i++) {
-        json_object_foreach(json_array_get(rows, i), key, value) format_cell(value, text[at++]);
-    }
-    for (size_t i = 0; i < at; i++)
-        cells[i] = text[i];
-    status = app_report_table(stdout, cells, count + 1, columns);
-    rt_free(cells);
-free_text:
-    rt_free(text);
+    for (size_t i = 1; i < words->len; i++)
+        RT_TRY(check_size(b, words->items[i]));
+    if (args->json && args->csv)
+        return RT_FAIL(RT_ERR_INVALID, "--json and --csv exclude each other");
+    app_policies policies = {0}; // the run makes its own
+    const rt_status status = app_policies_parse(args->policies, &policies);
+    app_policies_free(&policies);
     return status;
 }
 
-static rt_status run_all(comm *c, const bench_args *args, const bench *b, json_t *rows)
+// ---- running ---------------------------------------------------------------------------
+
+// One size, with every policy that is asked for.
+static rt_status run_size(comm *c, const bench_args *args, const bench *b,
+                          const app_policies *policies, int64_t size, json_t *rows)
 {
-    for (size_t i = 1; i < args->common.operands.len; i++) {
-        int tokens = 0;
-        json_t *row = NULL;
-        RT_TRY(parse_tokens(args->common.operands.items[i], &tokens));
-        RT_TRY(b->run(c, args, tokens, &row));
-        if (comm_rank(c) == 0 && json_array_append_new(rows, row) != 0)
-            return RT_FAIL(RT_ERR_NOMEM, "out of memory: benchmark rows");
+    bench_args one = *args;
+    for (size_t i = 0; i < (b->compares ? policies->count : 1); i++) {
+        one.policy = &policies->items[i];
+        RT_TRY(b->run(c, &one, size, rows));
     }
     return RT_OK;
 }
 
+static rt_status run_sizes(comm *c, const bench_args *args, const bench *b,
+                           const app_policies *policies, json_t *rows)
+{
+    const app_list *words = &args->common.operands;
+    for (const int64_t *size = b->sizes; size && *size && words->len < 2; size++)
+        RT_TRY(run_size(c, args, b, policies, *size, rows));
+    for (size_t i = 1; i < words->len; i++) {
+        uint64_t size;
+        RT_TRY(app_parse_bytes(words->items[i], &size));
+        RT_TRY(run_size(c, args, b, policies, (int64_t)size, rows));
+    }
+    return RT_OK;
+}
+
+static rt_status run_all(comm *c, bench_args *args, const bench *b, json_t *rows)
+{
+    if (b->compares)
+        RT_TRY(bench_ceiling(c, args, &args->ceiling));
+    app_policies policies = {0};
+    rt_status status = app_policies_parse(args->policies, &policies);
+    if (status == RT_OK)
+        status = run_sizes(c, args, b, &policies, rows);
+    app_policies_free(&policies);
+    return status;
+}
+
 static rt_status run(comm *c, void *target)
 {
-    const bench_args *args = target;
-    json_t *rows = json_array();
-    if (!rows)
-        return RT_FAIL(RT_ERR_NOMEM, "out of memory: benchmark rows");
+    bench_args *args = target;
+    const bool root = comm_rank(c) == 0;
+    json_t *rows = root ? json_array() : NULL;
+    RT_TRY(comm_agree(c, root && !rows ? RT_FAIL(RT_ERR_NOMEM, "out of memory: benchmark rows")
+                                       : RT_OK));
     rt_status status = run_all(c, args, find_bench(args->common.operands.items[0]), rows);
-    if (status == RT_OK && comm_rank(c) == 0)
-        status = args->json ? app_report_write(rows, "-") : print_table(rows);
+    if (status == RT_OK && root)
+        status = bench_print(args, rows);
     json_decref(rows);
     return comm_agree(c, status);
 }
 
 const app_command app_cmd_bench = {
     .name = "bench",
-    .summary = "measure attention, prefill or denoising forwards",
-    .usage = "attention|prefill|decode TOKENS... [OPTION...]",
-    .notes = "Times are medians in milliseconds, seen by rank 0. attention: one layer with its\n"
-             "whole plan and exchange, a dense first step beside a later one.\n",
+    .summary = "measure attention, denoising forwards, prefill or communication",
+    .usage = "attention|decode|prefill TOKENS... | comm [BYTES...] [OPTION...]",
+    .notes =
+        "Times are medians, seen by rank 0; sizes may end in K, M or G. What must be read is "
+        "compared\n"
+        "with what a pass that only reads reaches on this machine: floor, of_floor = floor / "
+        "time.\n"
+        "attention: a layer of a block's step (open: of the first block; first: of a later one, "
+        "with\n"
+        "the commit before it; later), the pages of as many layers in turn as no cache holds; "
+        "the\n"
+        "stages are measured one by one and add up to more. decode: after a prompt that is read, "
+        "or\n"
+        "with --dummy after random pages.\n",
     .table = {options, sizeof options / sizeof options[0]},
     .args_size = sizeof(bench_args),
     .operands = true,

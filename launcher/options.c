@@ -132,6 +132,30 @@ static rt_status set_real(const app_option *o, const char *text, double *target)
     return RT_OK;
 }
 
+// Bits that a unit shifts by; -1: no unit.
+static int unit_shift(const char *unit)
+{
+    static const char letters[] = "KMGT";
+    if (!*unit)
+        return 0;
+    const char *letter = strchr(letters, *unit);
+    const bool ends = !unit[1] || strcmp(unit + 1, "B") == 0 || strcmp(unit + 1, "iB") == 0;
+    return letter && ends ? 10 * (int)(letter - letters + 1) : -1;
+}
+
+rt_status app_parse_bytes(const char *text, void *bytes)
+{
+    char *end;
+    errno = 0;
+    const unsigned long long value = strtoull(text, &end, 10);
+    const int shift = unit_shift(end);
+    if (text[0] < '0' || text[0] > '9' || errno || shift < 0 || value > UINT64_MAX >> shift)
+        return RT_FAIL(RT_ERR_INVALID, "'%.*s' is not a number of bytes such as 4G or 512M",
+                       VALUE_MAX, text);
+    *(uint64_t *)bytes = value << shift;
+    return RT_OK;
+}
+
 static void list_choices(const app_option *o, const char *separator, char *out, size_t size)
 {
     size_t used = 0;

@@ -12,6 +12,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 // Repeatable options and operands; the strings are borrowed from argv.
 typedef struct app_list {
@@ -34,6 +35,9 @@ typedef enum app_type {
 typedef const char *app_choices(size_t i);
 // Fills the target or fails with a message that names the value and what is allowed.
 typedef rt_status app_parser(const char *text, void *target);
+
+// "1234", "4G", "512M", "64K" (powers of 1024; "GiB" and "GB" say the same) -> uint64_t.
+rt_status app_parse_bytes(const char *text, void *bytes);
 
 typedef struct app_option {
     const char *name; // without the dashes

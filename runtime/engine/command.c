@@ -181,15 +181,21 @@ static bool is_fresh(const rt_engine *e, const rt_session *s)
     return !slot->used || slot->session != s->id;
 }
 
+static int prefill_all(const rt_engine *e, const rt_session *s)
+{
+    const int block = e->config.block_length;
+    return (int)s->prompt.len / block * block;
+}
+
 static int prefill_done(const rt_engine *e, const rt_session *s)
 {
-    return is_fresh(e, s) ? 0 : e->slots[s->slot].committed;
+    const int at_start = e->options.skip_prefill ? prefill_all(e, s) : 0;
+    return is_fresh(e, s) ? at_start : e->slots[s->slot].committed;
 }
 
 static int prefill_left(const rt_engine *e, const rt_session *s)
 {
-    const int block = e->config.block_length;
-    return (int)s->prompt.len / block * block - prefill_done(e, s);
+    return prefill_all(e, s) - prefill_done(e, s);
 }
 
 static void add_blocks(const rt_engine *e, rt_command *c)
@@ -199,7 +205,7 @@ static void add_blocks(const rt_engine *e, rt_command *c)
         if (!s || prefill_left(e, s) > 0)
             continue;
         if (is_fresh(e, s))
-            add_segment(c, s, KERN_SEG_OPEN, 0, e->config.block_length);
+            add_segment(c, s, KERN_SEG_OPEN, prefill_all(e, s), e->config.block_length);
         else
             add_block(e, c, s);
     }

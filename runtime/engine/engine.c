@@ -58,6 +58,7 @@ static rt_status check_options(const rt_engine_options *o)
 {
     enum { SESSIONS_MAX = 4096, CHUNK_MAX = 1 << 20 };
     RT_CHECK_ARG(!o->model_dir != !o->dummy);
+    RT_CHECK_ARG(!o->skip_prefill || o->dummy);
     if (o->max_sessions < 1 || o->max_sessions > SESSIONS_MAX)
         return RT_FAIL(RT_ERR_INVALID, "max sessions %d: must be 1 to %d", o->max_sessions,
                        SESSIONS_MAX);
@@ -116,7 +117,8 @@ static rt_status open_kvcache(rt_engine *e)
         .pages = rt_engine_pages(e, (int)tokens),
         .page = e->options.attention.page,
     };
-    return rt_kvcache_open(e->dev, &shape, &e->kv);
+    RT_TRY(rt_kvcache_open(e->dev, &shape, &e->kv));
+    return e->options.skip_prefill ? rt_kvcache_randomize(e->dev, &e->kv) : RT_OK;
 }
 
 // Every session can have a finished block and an open one in a forward.

@@ -27,7 +27,8 @@ typedef struct rt_engine_options {
     // come as ids. Borrowed by rt_engine_open; NULL: none. block_length and mask_id are not
     // read then.
     const rt_model_config *dummy;
-    kern_kind device; // default: CUDA where there is a GPU
+    bool skip_prefill; // with `dummy`: pages hold random keys and values, prompts count as read
+    kern_kind device;  // default: CUDA where there is a GPU
     kern_precision precision;
     int threads;          // per rank; 0 = cores / local ranks
     int block_length;     // 0 = from the checkpoint
@@ -65,6 +66,14 @@ typedef enum rt_strategy {
 
 struct rt_result;
 
+// What a forward after prefill did for a request.
+typedef enum rt_step_kind {
+    RT_STEP_OPEN,   // the first step of its first block
+    RT_STEP_COMMIT, // wrote a finished block, in a forward of its own
+    RT_STEP_FIRST,  // the first step of a later block, mostly with the commit before it
+    RT_STEP_LATER,  // another step of a block
+} rt_step_kind;
+
 typedef struct rt_request {
     // The prompt: text, or ids when `prompt_ids` is not NULL. Borrowed by submit.
     const char *prompt;
@@ -93,6 +102,7 @@ typedef struct rt_request {
     // block at a time, never a part of a stop string. on_done comes last, once, unless the
     // engine is closed before.
     void (*on_prefill)(void *ctx, rt_session_id id, int done, int total);
+    void (*on_step)(void *ctx, rt_session_id id, rt_step_kind kind);
     void (*on_text)(void *ctx, rt_session_id id, const char *text, size_t len);
     void (*on_done)(void *ctx, rt_session_id id, const struct rt_result *result);
     void *ctx;

@@ -54,6 +54,68 @@ void rt_kvcache_close(rt_kvcache *c)
     *c = (rt_kvcache){0};
 }
 
+// ---- random contents -------------------------------------------------------------------
+
+enum { FILL_ROWS = 1024 }; // tokens written at a time
+
+typedef struct filler {
+    kern_dev *dev;
+    kern_batch batch; // rows to be committed
+    kern_buf *qkv, *pos, *slots;
+    uint64_t seed;
+} filler;
+
+static rt_status open_filler(filler *f, const rt_kvcache *c)
+{
+    const size_t cols = 3 * (size_t)c->kv[0].kv_heads * (size_t)c->kv[0].head_dim;
+    RT_TRY(kern_buf_new(f->dev, KERN_F32, FILL_ROWS * cols, "random keys", &f->qkv));
+    RT_TRY(kern_buf_new(f->dev, KERN_I32, FILL_ROWS, "random keys", &f->pos));
+    RT_TRY(kern_buf_new(f->dev, KERN_I32, FILL_ROWS, "random keys", &f->slots));
+    f->batch = (kern_batch){
+        .block = 1,
+        .page = c->page,
+        .max_pages = 1,
+        .pos = f->pos,
+        .kv_slot = f->slots,
+    };
+    return RT_OK;
+}
+
+// `rows` places from `first` on, in every layer.
+static rt_status fill_rows(filler *f, const rt_kvcache *c, int first, int rows)
+{
+    int32_t places[FILL_ROWS];
+    for (int i = 0; i < rows; i++)
+        places[i] = first + i;
+    RT_TRY(kern_write(f->slots, 0, places, (size_t)rows));
+    RT_TRY(kern_write(f->pos, 0, places, (size_t)rows));
+    f->batch.rows = rows;
+    for (int l = 0; l < c->layers; l++) {
+        const kern_fill_normal_args fill = {
+            .dst = f->qkv, .count = kern_buf_count(f->qkv), .seed = ++f->seed, .scale = 1.0f};
+        RT_TRY(kern_fill_normal(f->dev, &fill));
+        const kern_kv_write_args write = {
+            .qkv = f->qkv, .kv = c->kv[l], .batch = &f->batch, .heads = c->kv[l].kv_heads};
+        RT_TRY(kern_kv_write(f->dev, &write));
+    }
+    return RT_OK;
+}
+
+rt_status rt_kvcache_randomize(kern_dev *dev, rt_kvcache *c)
+{
+    filler f = {.dev = dev};
+    const int all = c->pages * c->page;
+    rt_status status = open_filler(&f, c);
+    for (int first = 0; first < all && status == RT_OK; first += FILL_ROWS)
+        status = fill_rows(&f, c, first, all - first < FILL_ROWS ? all - first : FILL_ROWS);
+    kern_buf_free(f.qkv);
+    kern_buf_free(f.pos);
+    kern_buf_free(f.slots);
+    return status;
+}
+
+// ---- the allocator ---------------------------------------------------------------------
+
 void rt_kvcache_take(rt_kvcache *c, int32_t *pages, int count)
 {
     for (int i = 0; i < count; i++)

@@ -22,6 +22,10 @@ typedef struct rt_kvcache_shape {
 rt_status rt_kvcache_open(kern_dev *dev, const rt_kvcache_shape *shape, rt_kvcache *out);
 void rt_kvcache_close(rt_kvcache *c); // safe on a zero struct
 
+// Writes random keys and values to every place of every page, as a forward would: for
+// measuring without a prefill.
+rt_status rt_kvcache_randomize(kern_dev *dev, rt_kvcache *c);
+
 // Takes `count` pages, lowest number first on a fresh cache; the caller has checked
 // that there are as many.
 void rt_kvcache_take(rt_kvcache *c, int32_t *pages, int count);

@@ -19,6 +19,16 @@ static void after_prefill(const rt_engine *e, rt_session *s, const rt_slot *slot
         s->request.on_prefill(s->request.ctx, s->id, slot->committed, total);
 }
 
+static void tell_step(const rt_session *s, uint32_t kind)
+{
+    const rt_step_kind step = kind == KERN_SEG_OPEN     ? RT_STEP_OPEN
+                              : kind == KERN_SEG_COMMIT ? RT_STEP_COMMIT
+                              : kind == KERN_SEG_FIRST  ? RT_STEP_FIRST
+                                                        : RT_STEP_LATER;
+    if (s->request.on_step)
+        s->request.on_step(s->request.ctx, s->id, step);
+}
+
 // `alone`: the request has no other segment in this forward.
 static rt_status after_segment(const rt_engine *e, const Pb__Segment *segment, bool alone)
 {
@@ -32,6 +42,8 @@ static rt_status after_segment(const rt_engine *e, const Pb__Segment *segment, b
     }
     if (s->prefilled_at == 0)
         s->prefilled_at = s->admitted_at; // a prompt shorter than a block
+    if (segment->kind != KERN_SEG_COMMIT || alone)
+        tell_step(s, segment->kind);
     if (segment->kind == KERN_SEG_COMMIT) {
         s->forwards += alone ? 1 : 0;
         return RT_OK;

@@ -128,7 +128,10 @@ static rt_status admit_slots(rt_engine *e, const Pb__Step *step)
             if (r->pages[j] >= (uint32_t)e->kv.pages)
                 return RT_FAIL(RT_ERR_INTERNAL, "session %u: page %u of %d", r->session,
                                r->pages[j], e->kv.pages);
-        RT_TRY(rt_slot_admit(&e->slots[r->slot], r, &shape));
+        rt_slot *slot = &e->slots[r->slot];
+        RT_TRY(rt_slot_admit(slot, r, &shape));
+        if (e->options.skip_prefill)
+            slot->committed = slot->block_start;
     }
     return RT_OK;
 }

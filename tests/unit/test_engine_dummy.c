@@ -96,6 +96,63 @@ static void test_logits(void **state)
     assert_true(deviation > 0.7 * want && deviation < 1.4 * want);
 }
 
+typedef struct kinds {
+    int of[4];
+    int prefills;
+} kinds;
+
+static void count_step(void *ctx, rt_session_id id, rt_step_kind kind)
+{
+    (void)id;
+    ((kinds *)ctx)->of[kind]++;
+}
+
+static void count_prefill(void *ctx, rt_session_id id, int done, int total)
+{
+    (void)id, (void)done, (void)total;
+    ((kinds *)ctx)->prefills++;
+}
+
+// Two requests of three blocks, 4 steps each; the first block has one token of the prompt.
+static void run_kinds(const rt_engine_options *o, kinds out[2])
+{
+    engine_case c;
+    rt_request r = ask();
+    rt_session_id id;
+    memset(out, 0, 2 * sizeof *out);
+    r.on_step = count_step;
+    r.on_prefill = count_prefill;
+    engine_open(&c, o, 1);
+    for (int i = 0; i < 2; i++) {
+        r.ctx = &out[i];
+        assert_ok(rt_engine_submit(c.root, &r, &id));
+    }
+    engine_drain(&c);
+    engine_close(&c);
+}
+
+static void test_steps(void **state)
+{
+    (void)state;
+    for (int separate = 0; separate < 2; separate++)
+        for (int skip = 0; skip < 2; skip++) {
+            rt_engine_options o = options_of(&small);
+            kinds got[2];
+            o.max_sessions = 2;
+            o.prefill_chunk = 8;
+            o.separate_commit = separate;
+            o.skip_prefill = skip;
+            run_kinds(&o, got);
+            for (int i = 0; i < 2; i++) {
+                assert_int_equal(got[i].of[RT_STEP_OPEN], 1);
+                assert_int_equal(got[i].of[RT_STEP_COMMIT], separate ? 2 : 0);
+                assert_int_equal(got[i].of[RT_STEP_FIRST], 2);
+                assert_int_equal(got[i].of[RT_STEP_LATER], 2 + 3 + 3);
+                assert_true(skip ? got[i].prefills == 0 : got[i].prefills >= 2);
+            }
+        }
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -122,6 +179,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_answers),
         cmocka_unit_test(test_logits),
+        cmocka_unit_test(test_steps),
         cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests_name("engine dummy", tests, NULL, NULL);

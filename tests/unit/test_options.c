@@ -205,12 +205,56 @@ static void finds_the_nearest_name(void **state)
     }
 }
 
+static void test_bytes(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        uint64_t bytes;
+    } good[] = {{"0", 0},
+                {"1234", 1234},
+                {"4K", 4096},
+                {"512M", 512 << 20},
+                {"4G", 4ULL << 30},
+                {"2T", 2ULL << 40},
+                {"1GiB", 1 << 30},
+                {"1MB", 1 << 20},
+                {"18446744073709551615", UINT64_MAX}};
+    static const char *const bad[] = {"",
+                                      "-1",
+                                      " 1",
+                                      "G",
+                                      "4g",
+                                      "4GG",
+                                      "4.5G",
+                                      "1 G",
+                                      "4Gi",
+                                      "18446744073709551616",
+                                      "17179869184G"};
+    uint64_t bytes;
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        bytes = 7;
+        assert_int_equal(app_parse_bytes(good[i].text, &bytes), RT_OK);
+        assert_true(bytes == good[i].bytes);
+    }
+    bytes = 7;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(app_parse_bytes(bad[i], &bytes), RT_ERR_INVALID);
+        assert_non_null(strstr(rt_last_error(), "number of bytes"));
+    }
+    assert_int_equal(bytes, 7);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(accepts_every_type),     cmocka_unit_test(accepts_every_spelling),
-        cmocka_unit_test(collects_lists),         cmocka_unit_test(refuses_bad_words),
-        cmocka_unit_test(help_ends_parsing),      cmocka_unit_test(help_shows_defaults),
+        cmocka_unit_test(test_bytes),
+        cmocka_unit_test(accepts_every_type),
+        cmocka_unit_test(accepts_every_spelling),
+        cmocka_unit_test(collects_lists),
+        cmocka_unit_test(refuses_bad_words),
+        cmocka_unit_test(help_ends_parsing),
+        cmocka_unit_test(help_shows_defaults),
         cmocka_unit_test(finds_the_nearest_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
