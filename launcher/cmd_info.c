@@ -5,7 +5,7 @@
 #include "launcher/app.h"
 #include "launcher/model_options.h"
 #include "launcher/report.h"
-#include "launcher/trace_print.h"
+#include "launcher/trace_view.h"
 
 #include "losa/policy.h"
 #include "parallel/plan.h"
@@ -23,7 +23,7 @@ enum { WEIGHT_BYTES = 4, KV_BYTES = 4 }; // the CPU keeps f32
 
 typedef struct info_args {
     app_common common;
-    const char *model, *trace;
+    const char *model, *trace, *plot;
     int dummy;
     int ranks, context, page;
     rt_config_overrides overrides;
@@ -47,6 +47,9 @@ static const app_option options[] = {
     APP_OPTION_JSON(info_args, "print one JSON object"),
     {"trace", 0, APP_TEXT, AT(trace), 0, 0, "FILE", NULL,
      "print what 'losa generate --trace-plans' wrote, a plan a line, instead", NULL, NULL, NULL},
+    {"plot", 0, APP_TEXT, AT(plot), 0, 0, "FILE.svg", NULL,
+     "with --trace: draw the density by layer and step of a block instead of printing", NULL, NULL,
+     NULL},
 };
 
 static void defaults(void *target)
@@ -66,6 +69,8 @@ static rt_status check(void *target)
         return RT_FAIL(RT_ERR_INVALID, "give either --model DIR, --dummy NAME or --trace FILE");
     if (model)
         RT_TRY(app_model_check(args->model, args->dummy));
+    if (args->plot && !args->trace)
+        return RT_FAIL(RT_ERR_INVALID, "--plot needs --trace");
     if (args->trace && args->json)
         return RT_FAIL(RT_ERR_INVALID, "--trace prints lines of text, not --json");
     losa_config config = losa_config_default();
@@ -289,6 +294,8 @@ static rt_status run(comm *c, void *target)
 {
     (void)c;
     const info_args *args = target;
+    if (args->plot)
+        return app_trace_plot(args->trace, args->plot);
     if (args->trace)
         return app_trace_print(args->trace);
     rt_model_config m;
@@ -312,7 +319,8 @@ close:
 const app_command app_cmd_info = {
     .name = "info",
     .summary = "what a checkpoint is, its shards and memory; what a trace holds",
-    .usage = "--model DIR | --dummy NAME [--ranks N] [--context N] [--json] | --trace FILE",
+    .usage = "--model DIR | --dummy NAME [--ranks N] [--context N] [--json] | --trace FILE [--plot "
+             "FILE.svg]",
     .table = {options, sizeof options / sizeof options[0]},
     .args_size = sizeof(info_args),
     .local = true,

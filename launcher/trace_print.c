@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "launcher/trace_print.h"
-
-#include "proto/trace.h"
-#include "runtime/base/file.h"
+#include "launcher/trace_view.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -61,35 +58,25 @@ static void print_head(const Pb__TraceHead *h)
            h->policy, h->scope);
 }
 
-static rt_status print_plans(pb_trace *t)
+static void print_entry(void *ctx, const pb_trace *t, const Pb__TracePlan *p)
 {
-    print_head(t->head->head);
-    for (;;) {
-        Pb__TraceEntry *entry;
-        RT_TRY(pb_trace_next(t, &entry));
-        if (!entry)
-            break;
-        print_plan(t, entry->plan);
-        pb_trace_free(entry);
+    uint64_t *plans = ctx;
+    if (!p) {
+        print_head(t->head->head);
+        return;
     }
-    printf("%llu plans\n", (unsigned long long)t->plans);
-    return RT_OK;
+    print_plan(t, p);
+    *plans = t->plans;
 }
 
 rt_status app_trace_print(const char *path)
 {
-    rt_map map;
-    pb_trace trace;
-    RT_TRY(rt_map_open(path, &map));
-    rt_status status = pb_trace_open(map.data, map.len, &trace);
-    if (status == RT_OK) {
-        status = print_plans(&trace);
-        pb_trace_close(&trace);
-    }
-    rt_map_close(&map);
+    uint64_t plans = 0;
+    const rt_status status = app_trace_visit(path, print_entry, &plans);
+    if (status == RT_OK)
+        printf("%llu plans\n", (unsigned long long)plans);
     const bool written = fflush(stdout) == 0 && !ferror(stdout);
-    if (status != RT_OK)
-        return RT_FAIL(status, "%s: %s", path, rt_last_error());
-    return written ? RT_OK
-                   : RT_FAIL(RT_ERR_IO, "standard output: cannot write: %s", strerror(errno));
+    if (status != RT_OK || written)
+        return status;
+    return RT_FAIL(RT_ERR_IO, "standard output: cannot write: %s", strerror(errno));
 }

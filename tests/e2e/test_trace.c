@@ -177,6 +177,29 @@ static void refused(const char *file, const char *what)
     run_result_free(&r);
 }
 
+// A cell for every layer and step; first steps of losa are dense.
+static void check_plot(const char *file)
+{
+    const char *plot = run_temp("plot.svg");
+    run_args args = {0};
+    run_arg(&args, "info");
+    run_arg(&args, "--trace=%s", file);
+    run_arg(&args, "--plot=%s", plot);
+    run_result r = run_ok(0, &args, LIMIT);
+    assert_int_equal(r.out_len, 0);
+    size_t len, dense = 0, sparse = 0;
+    char *svg = run_read(plot, &len);
+    for (const char *at = svg; (at = strstr(at, ">1.00</text>")); at++)
+        dense++;
+    for (const char *at = svg; (at = strstr(at, ">0.")); at++)
+        sparse++;
+    assert_int_equal(dense, 6);
+    assert_true(sparse > 0 && sparse % 6 == 0);
+    free(svg);
+    run_result_free(&r);
+    run_args_free(&args);
+}
+
 static void test_info(void **state)
 {
     (void)state;
@@ -194,6 +217,7 @@ static void test_info(void **state)
                                   "active 0-15 (16 of 16); pages all 32\n"));
     assert_non_null(strstr(r.out, "request 1, block 0, step 1, layer 5, step at 512: active "));
     run_result_free(&r);
+    check_plot(file);
 
     size_t len;
     char *bytes = run_read(file, &len), *bad = strdup(run_temp("bad.trace"));
