@@ -150,6 +150,29 @@ typedef struct rt_result {
 // and all the KV pages they can ever need are free, and end in any order. What else
 // runs changes nothing in a request's tokens.
 rt_status rt_engine_submit(rt_engine *e, const rt_request *request, rt_session_id *id);
+
+// What a request takes, once it is admitted.
+typedef struct rt_needs {
+    int prompt_tokens;
+    int max_tokens; // cut to what the model's length leaves
+    int pages;      // KV pages that it holds, one slot besides
+} rt_needs;
+// Rank 0. All the checks of rt_engine_submit, with the same messages, but nothing is queued.
+// A text is tokenised for this, and again when it is submitted: whoever asks for many
+// requests tokenises once and gives ids.
+rt_status rt_engine_needs(const rt_engine *e, const rt_request *request, rt_needs *out);
+
+// How much runs and waits, in requests and in KV pages. Whoever hands out requests by need
+// submits what fits into what is neither used nor queued:
+// needs.pages <= pages - pages_used - pages_queued, and a slot.
+typedef struct rt_room {
+    int page;                       // tokens in a KV page
+    int slots, pages;               // that there are
+    int slots_used, pages_used;     // by running requests
+    int slots_queued, pages_queued; // by requests that were submitted and wait
+} rt_room;
+rt_room rt_engine_room(const rt_engine *e); // rank 0
+
 // Rank 0: ends a session at the next step, with finish CANCELLED.
 void rt_engine_cancel(rt_engine *e, rt_session_id id);
 // Rank 0: admits what fits, runs one forward, delivers what it finished.

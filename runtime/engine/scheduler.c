@@ -8,6 +8,7 @@
 #include "runtime/engine/engine_int.h"
 
 #include "runtime/base/clock.h"
+#include "runtime/base/log.h"
 
 static void after_prefill(const rt_engine *e, rt_session *s, const rt_slot *slot)
 {
@@ -94,16 +95,53 @@ static rt_status run_command(rt_engine *e, const rt_command *c)
 
 // ---- the public calls ---------------------------------------------------------------------
 
+static void warn_of_cut(const rt_engine *e, const rt_request *asked, const rt_session *s)
+{
+    if (asked->max_tokens > s->request.max_tokens)
+        rt_log(RT_LOG_WARN, "max tokens %d cut to %d: the prompt has %zu tokens, the context %d",
+               asked->max_tokens, s->request.max_tokens, s->prompt.len, e->config.max_positions);
+}
+
 rt_status rt_engine_submit(rt_engine *e, const rt_request *request, rt_session_id *id)
 {
     RT_CHECK_ARG(rt_engine_is_root(e));
     rt_session *s;
     RT_TRY(rt_session_new(e, request, &s));
+    warn_of_cut(e, request, s);
     s->id = ++e->next_session;
     *e->sessions_end = s;
     e->sessions_end = &s->next;
     *id = s->id;
     return RT_OK;
+}
+
+rt_status rt_engine_needs(const rt_engine *e, const rt_request *request, rt_needs *out)
+{
+    RT_CHECK_ARG(rt_engine_is_root(e));
+    rt_session *s;
+    RT_TRY(rt_session_new(e, request, &s));
+    *out = (rt_needs){(int)s->prompt.len, s->request.max_tokens, s->page_count};
+    rt_session_free(s);
+    return RT_OK;
+}
+
+rt_room rt_engine_room(const rt_engine *e)
+{
+    rt_room room = {
+        .page = e->kv.page,
+        .slots = e->options.max_sessions,
+        .pages = e->kv.pages,
+        .pages_used = e->kv.pages - e->kv.free_count,
+    };
+    for (int i = 0; i < room.slots; i++)
+        room.slots_used += e->running[i] != NULL;
+    for (const rt_session *s = e->sessions; s; s = s->next) {
+        if (s->slot >= 0 || s->finished)
+            continue;
+        room.slots_queued++;
+        room.pages_queued += s->page_count;
+    }
+    return room;
 }
 
 void rt_engine_cancel(rt_engine *e, rt_session_id id)

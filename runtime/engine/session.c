@@ -2,7 +2,6 @@
 #include "runtime/engine/session.h"
 
 #include "runtime/base/clock.h"
-#include "runtime/base/log.h"
 #include "runtime/base/mem.h"
 #include "runtime/engine/engine_int.h"
 #include "runtime/text/chat.h"
@@ -100,11 +99,8 @@ static rt_status check_room(const rt_engine *e, rt_session *s)
 {
     const int prompt = (int)s->prompt.len;
     const int room = e->config.max_positions - prompt;
-    if (s->request.max_tokens > room) {
-        rt_log(RT_LOG_WARN, "max tokens %d cut to %d: the prompt has %d tokens, the context %d",
-               s->request.max_tokens, room, prompt, e->config.max_positions);
+    if (s->request.max_tokens > room)
         s->request.max_tokens = room;
-    }
     const int need =
         rt_engine_pages(e, rt_slot_span(prompt, s->request.max_tokens, e->config.block_length));
     if (need > e->kv.pages)

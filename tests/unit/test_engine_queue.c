@@ -223,6 +223,43 @@ static void test_waiting_for_pages(void **state)
     engine_free(a, N);
 }
 
+// What the engine says of its room is what it does with it.
+static void test_room_and_needs(void **state)
+{
+    (void)state;
+    const rt_engine_options o = tiny_options(2, 64);
+    engine_case c;
+    engine_open(&c, &o, 1);
+    const int pages = c.root->kv.pages;
+    rt_request r = slow_request(30, 9);
+    rt_needs needs;
+    assert_ok(rt_engine_needs(c.root, &r, &needs));
+    assert_int_equal(needs.prompt_tokens, 30);
+    assert_int_equal(needs.max_tokens, 9);
+    assert_int_equal(needs.pages, pages_of(30, 9));
+    r.max_tokens = CONTEXT;
+    assert_fails(rt_engine_needs(c.root, &r, &needs), RT_ERR_LIMIT, "and 98 new ones", "needed");
+    r.max_tokens = 9;
+    engine_answer a[3] = {0};
+    for (int i = 0; i < 3; i++)
+        engine_submit(&c, &r, &a[i]);
+    rt_room room = rt_engine_room(c.root);
+    assert_true(room.page == PAGE && room.slots == 2 && room.pages == pages);
+    assert_true(room.slots_used == 0 && room.pages_used == 0);
+    assert_true(room.slots_queued == 3 && room.pages_queued == 3 * pages_of(30, 9));
+    step(&c);
+    room = rt_engine_room(c.root);
+    assert_true(room.slots_used == 2 && room.pages_used == 2 * pages_of(30, 9));
+    assert_true(room.slots_queued == 1 && room.pages_queued == pages_of(30, 9));
+    rt_engine_cancel(c.root, a[2].id);
+    assert_int_equal(rt_engine_room(c.root).slots_queued, 0);
+    engine_drain(&c);
+    room = rt_engine_room(c.root);
+    assert_int_equal(room.slots_used + room.pages_used + room.pages_queued, 0);
+    engine_close(&c);
+    engine_free(a, 3);
+}
+
 // First done, first out: a short request behind a long one is answered first, and its
 // slot goes to the next one at once.
 static void test_first_done_first_out(void **state)
@@ -428,6 +465,7 @@ int main(void)
         cmocka_unit_test(test_close_early),
         cmocka_unit_test(test_never_fits),
         cmocka_unit_test(test_waiting_for_pages),
+        cmocka_unit_test(test_room_and_needs),
         cmocka_unit_test(test_first_done_first_out),
         cmocka_unit_test(test_long_prompt_beside_short),
         cmocka_unit_test(test_many),
