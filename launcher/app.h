@@ -83,6 +83,12 @@ const char *app_precision_choice(size_t i);
         "no-graph", 0, APP_FLAG, offsetof(A, engine.no_graph), 0, 0, NULL, NULL,                   \
             "start every kernel of a step, where a GPU could replay them as one", NULL, NULL, NULL \
     }
+#define APP_OPTION_NO_SHARING(A)                                                                   \
+    {                                                                                              \
+        "no-sharing", 0, APP_FLAG, offsetof(A, engine.no_sharing), 0, 0, NULL, NULL,               \
+            "compute every prompt whole, where it could share the pages of one that begins alike", \
+            NULL, NULL, NULL                                                                       \
+    }
 #define APP_OPTION_TIMEOUT(A)                                                                      \
     {                                                                                              \
         "timeout", 0, APP_REAL, offsetof(A, common.timeout), 0, 86400, "SECONDS", NULL,            \

@@ -36,7 +36,8 @@ static rt_status open_slot(bench_layer *l, int request)
     RT_TRY(RT_ALLOC(s->ids, (size_t)s->capacity, "benchmark"));
     RT_TRY(RT_ALLOC(s->state, (size_t)s->capacity, "benchmark"));
     RT_TRY(RT_ALLOC(s->pages, (size_t)s->page_count, "benchmark"));
-    rt_kvcache_take(&l->kv, s->pages, s->page_count);
+    for (int i = 0; i < s->page_count; i++)
+        s->pages[i] = request * s->page_count + i;
     return RT_OK;
 }
 

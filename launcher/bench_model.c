@@ -34,6 +34,7 @@ static rt_status size_engine(const bench_args *args, int tokens, int blocks, boo
     out->attention = args->policy->config;
     out->context = (int)each * args->batch;
     out->max_sessions = args->batch;
+    out->no_sharing = true; // the same prompt over and over
     if (args->dummy == APP_NO_DUMMY)
         return RT_OK;
     config->max_positions = (int)each;

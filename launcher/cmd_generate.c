@@ -56,6 +56,7 @@ static const app_option options[] = {
      "prompt tokens in one forward", NULL, NULL, NULL},
     {"max-sessions", 0, APP_INT, AT(engine.max_sessions), 0, SESSIONS_MAX, "N", NULL,
      "prompts that run at the same time; 0: all, at most 16", NULL, NULL, NULL},
+    APP_OPTION_NO_SHARING(app_generate_args),
     APP_OPTION_TIMEOUT(app_generate_args),
 
     {"json", 0, APP_FLAG, AT(json), 0, 0, NULL, NULL,

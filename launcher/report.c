@@ -33,6 +33,7 @@ static const field fields[] = {
     FIELD(FIELD_INT, ranks, "ranks", 1, 0),
     FIELD(FIELD_REAL, prefill_seconds, "prefill, s", 1, 2),
     FIELD(FIELD_REAL, decode_seconds, "decode, s", 1, 2),
+    FIELD(FIELD_INT, shared_tokens, "shared tokens", 1, 0),
     FIELD(FIELD_INT, blocks, "blocks", 1, 0),
     FIELD(FIELD_INT, forwards, "forwards", 1, 0),
     FIELD(FIELD_REAL, tokens_per_forward, "tokens per forward", 1, 2),

@@ -80,6 +80,7 @@ static rt_status check_request(const Pb__Request *r)
     RT_TRY(pb_check_int("request.session", r->session, 1, UINT32_MAX));
     RT_TRY(pb_check_int("request.slot", r->slot, 0, PB_SLOTS_MAX - 1));
     RT_TRY(check_lists(r));
+    RT_TRY(pb_check_int("request.shared", r->shared, 0, r->n_prompt));
     return check_decoding(r);
 }
 

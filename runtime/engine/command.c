@@ -5,16 +5,27 @@
 // free; it keeps them until it is released. A running request thus never waits for
 // memory, so there is nothing to deadlock on. Admission is first come, first served:
 // a large request at the head waits for pages and the ones behind it wait too, which is
-// why it cannot be passed by for ever. A finished request is released in the very next
+// why it cannot be passed by for ever. Nobody passes it for a while either: whoever has
+// requests to choose from knows the room (rt_engine_room) and submits what fits. A finished request is released in the very next
 // command, whatever the others do, and its pages can be admitted to in that command.
+//
+// Sharing. Pages of prompts that begin alike are held by all of these requests, and count
+// once (pagebook.h). Pages that nobody holds any more are kept, but free for whoever needs
+// them. While a request computes a shared beginning, those that came after it wait for it to
+// be written: they hold their slots and pages, and are left out of the forward. A request
+// waits for older ones only, so the oldest unread prompt never waits and there is no circle.
+// If the writer is cancelled, the oldest of those that wait goes on from the last unit that
+// was written whole. Once a request has begun to compute it never waits again: what follows
+// in its prompt is shared with younger ones at most, because an older holder of a later unit
+// holds the earlier ones too and would be their writer.
 //
 // Rows. Every forward takes every running block along: sparse steps first, then blocks
 // that open or are committed, then prefill. A long prompt costs the running blocks at
 // most `prefill_chunk` rows of a forward, never a turn.
 //
 // Prefill. The prompts share the chunk: half goes to the oldest one, the rest to those with the
-// fewest tokens left, and what they leave to the oldest again. The oldest always moves,
-// so every prompt is read in the end; a short prompt behind a long one starts at once;
+// fewest tokens left, and what they leave to the oldest again. The oldest always moves (of
+// those that wait for a shared beginning none is the oldest), so every prompt is read in the end; a short prompt behind a long one starts at once;
 // prompts of equal length are read one after the other, so that the first answers begin
 // while the others are read.
 #include "runtime/engine/command.h"
@@ -80,7 +91,7 @@ static void release_finished(rt_engine *e, rt_command *c)
         c->release[c->releases++] = (uint32_t)slot;
         s->releasing = true;
         e->running[slot] = NULL;
-        rt_kvcache_give(&e->kv, s->pages, s->page_count);
+        rt_pagebook_give(&e->book, &s->holding);
     }
 }
 
@@ -96,10 +107,21 @@ static int free_slot(const rt_engine *e, int slot)
 static bool is_full(const rt_command *c, const rt_session *s)
 {
     enum { ENTRIES_MAX = PB_FRAME_MAX / 6 }; // a token id or page number takes 5 bytes at most
-    size_t entries = s->prompt.len + (size_t)s->page_count;
+    size_t entries = s->prompt.len + (size_t)s->holding.page_count;
     for (int i = 0; i < c->admits; i++)
         entries += c->admit[i].n_prompt + c->admit[i].n_pages;
     return c->admits > 0 && entries > ENTRIES_MAX;
+}
+
+// Whether a request gets its pages. One that did not is asked again when some came back.
+static bool reserve(rt_engine *e, rt_session *s)
+{
+    const uint64_t now = e->book.given + 1;
+    if (s->refused == now)
+        return false;
+    s->refused = now;
+    s->holding.holder = s->id;
+    return rt_pagebook_take(&e->book, s->prompt.data, &s->holding);
 }
 
 static rt_status admit(rt_engine *e, rt_command *c, rt_session *s, int slot)
@@ -107,8 +129,7 @@ static rt_status admit(rt_engine *e, rt_command *c, rt_session *s, int slot)
     s->slot = slot;
     s->admitted_at = rt_clock_now();
     e->running[slot] = s;
-    rt_kvcache_take(&e->kv, s->pages, s->page_count);
-    RT_TRY(rt_session_message(s, &c->admit[c->admits]));
+    RT_TRY(rt_session_message(e, s, &c->admit[c->admits]));
     c->admit_ptr[c->admits] = &c->admit[c->admits];
     c->admits++;
     return RT_OK;
@@ -120,7 +141,7 @@ static rt_status admit_queued(rt_engine *e, rt_command *c)
     for (rt_session *s = e->sessions; s && slot < e->options.max_sessions; s = s->next) {
         if (s->slot >= 0 || s->finished)
             continue;
-        if (s->page_count > e->kv.free_count || is_full(c, s))
+        if (is_full(c, s) || !reserve(e, s))
             return RT_OK;
         RT_TRY(admit(e, c, s, slot));
         slot = free_slot(e, slot);
@@ -187,13 +208,18 @@ static int prefill_all(const rt_engine *e, const rt_session *s)
     return (int)s->prompt.len / block * block;
 }
 
-static int prefill_done(const rt_engine *e, const rt_session *s)
+// Tokens of the prompt that are in the pages: others may have written them, until the
+// request's first forward.
+static int prefill_done(const rt_engine *e, rt_session *s)
 {
-    const int at_start = e->options.skip_prefill ? prefill_all(e, s) : 0;
-    return is_fresh(e, s) ? at_start : e->slots[s->slot].committed;
+    if (e->options.skip_prefill)
+        return prefill_all(e, s);
+    const int shared = rt_pagebook_written(&e->book, &s->holding);
+    const int own = is_fresh(e, s) ? 0 : e->slots[s->slot].committed;
+    return own > shared ? own : shared;
 }
 
-static int prefill_left(const rt_engine *e, const rt_session *s)
+static int prefill_left(const rt_engine *e, rt_session *s)
 {
     return prefill_all(e, s) - prefill_done(e, s);
 }
@@ -201,7 +227,7 @@ static int prefill_left(const rt_engine *e, const rt_session *s)
 static void add_blocks(const rt_engine *e, rt_command *c)
 {
     for (int slot = 0; slot < e->options.max_sessions; slot++) {
-        const rt_session *s = e->running[slot];
+        rt_session *s = e->running[slot];
         if (!s || prefill_left(e, s) > 0)
             continue;
         if (is_fresh(e, s))
@@ -214,7 +240,7 @@ static void add_blocks(const rt_engine *e, rt_command *c)
 // ---- prefill ----------------------------------------------------------------------------
 
 typedef struct reader {
-    const rt_session *session;
+    rt_session *session;
     int left;  // tokens of the prompt
     int count; // in this forward
 } reader;
@@ -241,12 +267,11 @@ static void give(reader *r, int most, int *budget)
     *budget -= count;
 }
 
-// All counts are whole blocks, because prompts and the budget are.
+// All counts are whole blocks, because prompts and the budget are. The first is the oldest.
 static void share_chunk(const rt_engine *e, reader *readers, size_t n)
 {
     const int block = e->config.block_length;
     int budget = e->prefill_chunk;
-    qsort(readers, n, sizeof *readers, by_age);
     give(&readers[0], (budget / block + 1) / 2 * block, &budget);
     qsort(readers + 1, n - 1, sizeof *readers, by_left);
     for (size_t i = 1; i < n; i++)
@@ -254,16 +279,28 @@ static void share_chunk(const rt_engine *e, reader *readers, size_t n)
     give(&readers[0], budget, &budget);
 }
 
-static rt_status add_prefill(const rt_engine *e, rt_command *c)
+// Leaves those that compute what they read next themselves, in order of age.
+static size_t drop_followers(rt_engine *e, reader *readers, size_t n)
+{
+    size_t kept = 0;
+    qsort(readers, n, sizeof *readers, by_age);
+    for (size_t i = 0; i < n; i++)
+        if (rt_pagebook_claim(&e->book, &readers[i].session->holding))
+            readers[kept++] = readers[i];
+    return kept;
+}
+
+static rt_status add_prefill(rt_engine *e, rt_command *c)
 {
     reader *readers;
     size_t n = 0;
     RT_TRY(RT_ALLOC(readers, (size_t)e->options.max_sessions, "step command"));
     for (int slot = 0; slot < e->options.max_sessions; slot++) {
-        const rt_session *s = e->running[slot];
+        rt_session *s = e->running[slot];
         if (s && prefill_left(e, s) > 0)
             readers[n++] = (reader){.session = s, .left = prefill_left(e, s)};
     }
+    n = drop_followers(e, readers, n);
     if (n > 0)
         share_chunk(e, readers, n);
     for (size_t i = 0; i < n; i++)

@@ -215,6 +215,13 @@ static rt_status open_trace(rt_engine *e)
 
 static rt_status open_root(rt_engine *e)
 {
+    const rt_pagebook_shape book = {
+        .pages = e->kv.pages,
+        .page = e->kv.page,
+        .block = e->config.block_length,
+        .sharing = !e->options.no_sharing && !e->options.skip_prefill,
+    };
+    RT_TRY(rt_pagebook_open(&book, &e->book));
     RT_TRY(open_tokenizer(e));
     return open_trace(e);
 }
@@ -291,6 +298,7 @@ static void free_all(rt_engine *e)
     rt_denoise_close(e->denoise);
     losa_close(e->attention);
     rt_batch_close(&e->batch);
+    rt_pagebook_close(&e->book);
     rt_kvcache_close(&e->kv);
     rt_model_close(e->model);
     comm_detach(e->group.comm);

@@ -37,6 +37,7 @@ typedef struct rt_engine_options {
     int max_sessions;     // that run at the same time
     int prefill_chunk;    // prompt tokens in one forward; rounded to whole blocks
     bool separate_commit; // a forward of its own for each finished block's K,V
+    bool no_sharing;      // every request computes its whole prompt
     bool no_graph;        // enqueue every call of a step, where the device could replay them
     bool allow_nonfinite; // load weights that hold NaN or infinity
     losa_config attention;
@@ -98,6 +99,7 @@ typedef struct rt_request {
     bool ignore_stop_ids;
 
     // Called on rank 0 from rt_engine_step; any may be NULL. They may submit and cancel.
+    // on_prefill is not called for a prompt that is found whole in shared pages.
     // What on_text was given, put together, is the result's text: whole characters, a
     // block at a time, never a part of a stop string. on_done comes last, once, unless the
     // engine is closed before.
@@ -117,6 +119,7 @@ typedef struct rt_stats {
     int blocks;   // denoised, whole or in part
     int forwards; // forwards after prefill that this request took part in
     int prefill_forwards;
+    int shared_tokens;         // of the prompt: others computed their K,V
     int steps;                 // denoising steps
     double tokens_per_forward; // completion tokens / forwards
     double steps_per_block;
@@ -156,6 +159,7 @@ typedef struct rt_needs {
     int prompt_tokens;
     int max_tokens; // cut to what the model's length leaves
     int pages;      // KV pages that it holds, one slot besides
+    int shared;     // of these: held by running requests now, whose prompts begin alike
 } rt_needs;
 // Rank 0. All the checks of rt_engine_submit, with the same messages, but nothing is queued.
 // A text is tokenised for this, and again when it is submitted: whoever asks for many
@@ -164,12 +168,13 @@ rt_status rt_engine_needs(const rt_engine *e, const rt_request *request, rt_need
 
 // How much runs and waits, in requests and in KV pages. Whoever hands out requests by need
 // submits what fits into what is neither used nor queued:
-// needs.pages <= pages - pages_used - pages_queued, and a slot.
+// needs.pages - needs.shared <= pages - pages_used - pages_queued, and a slot. Pages that
+// only keep what finished prompts computed count as not used.
 typedef struct rt_room {
     int page;                       // tokens in a KV page
     int slots, pages;               // that there are
-    int slots_used, pages_used;     // by running requests
-    int slots_queued, pages_queued; // by requests that were submitted and wait
+    int slots_used, pages_used;     // by running requests; a shared page counts once
+    int slots_queued, pages_queued; // by requests that were submitted and wait; none shared
 } rt_room;
 rt_room rt_engine_room(const rt_engine *e); // rank 0
 

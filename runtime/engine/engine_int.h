@@ -4,6 +4,7 @@
 //   step.c       executes one step command, the same on every rank
 //   graphs.c     forwards that were recorded
 //   command.c    rank 0: decides the next step command
+//   pagebook.c   rank 0: who holds which KV pages
 //   scheduler.c  rank 0: the queue, one step, what follows from it
 //   session.c    rank 0: text, stops, results of one request
 //   logits.c     rank 0: the logits of a prefill
@@ -16,6 +17,7 @@
 #include "runtime/engine/engine.h"
 #include "runtime/engine/graphs.h"
 #include "runtime/engine/kvcache.h"
+#include "runtime/engine/pagebook.h"
 #include "runtime/engine/session.h"
 #include "runtime/engine/slot.h"
 #include "runtime/engine/trace.h"
@@ -44,6 +46,7 @@ struct rt_engine {
     int results_released;
 
     // Rank 0 only.
+    rt_pagebook book; // of the pages of `kv`
     rt_tokenizer *tokenizer;
     rt_trace *trace;           // NULL: none
     rt_session *sessions;      // list in order of submission

@@ -22,10 +22,6 @@ static rt_status open_all(kern_dev *dev, const rt_kvcache_shape *s, rt_kvcache *
     c->layers = s->layers;
     c->pages = s->pages;
     c->page = s->page;
-    RT_TRY(RT_ALLOC(c->free_pages, (size_t)s->pages, "page numbers"));
-    for (int i = 0; i < s->pages; i++)
-        c->free_pages[i] = s->pages - 1 - i;
-    c->free_count = s->pages;
     RT_TRY(RT_ALLOC(c->kv, (size_t)s->layers, "KV layers"));
     for (int l = 0; l < s->layers; l++)
         RT_TRY(open_layer(dev, s, &c->kv[l]));
@@ -50,7 +46,6 @@ void rt_kvcache_close(rt_kvcache *c)
         kern_buf_free(c->kv[l].kmax);
     }
     rt_free(c->kv);
-    rt_free(c->free_pages);
     *c = (rt_kvcache){0};
 }
 
@@ -112,18 +107,4 @@ rt_status rt_kvcache_randomize(kern_dev *dev, rt_kvcache *c)
     kern_buf_free(f.pos);
     kern_buf_free(f.slots);
     return status;
-}
-
-// ---- the allocator ---------------------------------------------------------------------
-
-void rt_kvcache_take(rt_kvcache *c, int32_t *pages, int count)
-{
-    for (int i = 0; i < count; i++)
-        pages[i] = c->free_pages[--c->free_count];
-}
-
-void rt_kvcache_give(rt_kvcache *c, const int32_t *pages, int count)
-{
-    for (int i = count - 1; i >= 0; i--)
-        c->free_pages[c->free_count++] = pages[i];
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// KV pages of all layers on this rank, and the allocator of page numbers. A page
-// number names the same page in every layer and on every rank; rank 0 allocates,
-// and the admission message carries the numbers.
+// KV pages of all layers on this rank. A page number names the same page in every layer
+// and on every rank; rank 0 gives the numbers out (pagebook.h), and the admission message
+// carries them.
 #ifndef RUNTIME_ENGINE_KVCACHE_H
 #define RUNTIME_ENGINE_KVCACHE_H
 
@@ -10,8 +10,6 @@
 typedef struct rt_kvcache {
     int layers, pages, page; // `page` tokens in a page
     kern_kv *kv;             // one per layer
-    int32_t *free_pages;     // stack
-    int free_count;
 } rt_kvcache;
 
 typedef struct rt_kvcache_shape {
@@ -25,10 +23,5 @@ void rt_kvcache_close(rt_kvcache *c); // safe on a zero struct
 // Writes random keys and values to every place of every page, as a forward would: for
 // measuring without a prefill.
 rt_status rt_kvcache_randomize(kern_dev *dev, rt_kvcache *c);
-
-// Takes `count` pages, lowest number first on a fresh cache; the caller has checked
-// that there are as many.
-void rt_kvcache_take(rt_kvcache *c, int32_t *pages, int count);
-void rt_kvcache_give(rt_kvcache *c, const int32_t *pages, int count);
 
 #endif

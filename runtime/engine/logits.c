@@ -101,7 +101,7 @@ static rt_status run_chunks(rt_engine *e, const rt_session *s)
 static rt_status run_session(rt_engine *e, rt_session *s)
 {
     Pb__Request request, *admit[] = {&request};
-    RT_TRY(rt_session_message(s, &request));
+    RT_TRY(rt_session_message(e, s, &request));
     Pb__Step step = PB__STEP__INIT;
     step.n_admit = 1;
     step.admit = admit;
@@ -130,9 +130,14 @@ rt_status rt_engine_logits(rt_engine *e, const int32_t *ids, size_t n, rt_logits
     s->slot = 0;
     e->emit = emit;
     e->emit_ctx = ctx;
-    rt_kvcache_take(&e->kv, s->pages, s->page_count);
-    const rt_status status = run_session(e, s);
-    rt_kvcache_give(&e->kv, s->pages, s->page_count);
+    s->holding.unit_count = 0; // all of its logits are wanted: nothing is shared
+    rt_status status;
+    if (rt_pagebook_take(&e->book, s->prompt.data, &s->holding)) {
+        status = run_session(e, s);
+        rt_pagebook_give(&e->book, &s->holding);
+    } else {
+        status = RT_FAIL(RT_ERR_INTERNAL, "logits: no pages, though no session is running");
+    }
     rt_session_free(s);
     return status;
 }

@@ -63,6 +63,7 @@ static rt_stats collect_stats(const rt_engine *e, const rt_session *s, Pb__Resul
                    .blocks = s->blocks,
                    .forwards = s->forwards,
                    .prefill_forwards = s->prefill_forwards,
+                   .shared_tokens = s->shared_tokens,
                    .steps = s->steps,
                    .density_later = 1,
                    .density_steps = 1,

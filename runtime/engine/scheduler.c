@@ -10,10 +10,11 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 
-static void after_prefill(const rt_engine *e, rt_session *s, const rt_slot *slot)
+static void after_prefill(rt_engine *e, rt_session *s, const rt_slot *slot)
 {
     const int total = rt_slot_prefill_len(slot, e->config.block_length);
     s->prefill_forwards++;
+    rt_pagebook_wrote(&e->book, &s->holding, slot->committed);
     if (slot->committed >= total)
         s->prefilled_at = rt_clock_now();
     if (s->request.on_prefill)
@@ -31,10 +32,12 @@ static void tell_step(const rt_session *s, uint32_t kind)
 }
 
 // `alone`: the request has no other segment in this forward.
-static rt_status after_segment(const rt_engine *e, const Pb__Segment *segment, bool alone)
+static rt_status after_segment(rt_engine *e, const Pb__Segment *segment, bool alone)
 {
     rt_session *s = e->running[segment->slot];
     const rt_slot *slot = &e->slots[segment->slot];
+    if (s->prefill_forwards + s->forwards == 0)
+        s->shared_tokens = rt_pagebook_written(&e->book, &s->holding);
     if (s->finished) // cancelled by a callback of this very step
         return RT_OK;
     if (segment->kind == KERN_SEG_PREFILL) {
@@ -120,7 +123,12 @@ rt_status rt_engine_needs(const rt_engine *e, const rt_request *request, rt_need
     RT_CHECK_ARG(rt_engine_is_root(e));
     rt_session *s;
     RT_TRY(rt_session_new(e, request, &s));
-    *out = (rt_needs){(int)s->prompt.len, s->request.max_tokens, s->page_count};
+    *out = (rt_needs){
+        .prompt_tokens = (int)s->prompt.len,
+        .max_tokens = s->request.max_tokens,
+        .pages = s->holding.page_count,
+        .shared = rt_pagebook_shared(&e->book, s->prompt.data, &s->holding),
+    };
     rt_session_free(s);
     return RT_OK;
 }
@@ -131,7 +139,7 @@ rt_room rt_engine_room(const rt_engine *e)
         .page = e->kv.page,
         .slots = e->options.max_sessions,
         .pages = e->kv.pages,
-        .pages_used = e->kv.pages - e->kv.free_count,
+        .pages_used = e->kv.pages - rt_pagebook_unused(&e->book),
     };
     for (int i = 0; i < room.slots; i++)
         room.slots_used += e->running[i] != NULL;
@@ -139,7 +147,7 @@ rt_room rt_engine_room(const rt_engine *e)
         if (s->slot >= 0 || s->finished)
             continue;
         room.slots_queued++;
-        room.pages_queued += s->page_count;
+        room.pages_queued += s->holding.page_count;
     }
     return room;
 }

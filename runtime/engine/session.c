@@ -108,8 +108,8 @@ static rt_status check_room(const rt_engine *e, rt_session *s)
             RT_ERR_LIMIT,
             "prompt of %d tokens and %d new ones: %d KV pages of %d needed, there are %d", prompt,
             s->request.max_tokens, need, e->options.attention.page, e->kv.pages);
-    s->page_count = need;
-    return RT_OK;
+    const int block = e->config.block_length;
+    return rt_holding_open(&e->book, need, prompt / block * block, &s->holding);
 }
 
 static rt_status copy_stops(const rt_request *r, rt_session *s)
@@ -143,7 +143,6 @@ static rt_status fill_session(const rt_engine *e, const rt_request *request, rt_
     s->request.prompt_ids = NULL;
     RT_TRY(check_prompt(e, &s->prompt));
     RT_TRY(check_room(e, s));
-    RT_TRY(RT_ALLOC(s->pages, (size_t)s->page_count, "pages of a request"));
     return e->tokenizer ? rt_detok_open(e->tokenizer, false, &s->detok) : RT_OK;
 }
 
@@ -169,15 +168,16 @@ void rt_session_free(rt_session *s)
     rt_free(s->stops);
     rt_ids_free(&s->prompt);
     rt_ids_free(&s->output);
-    rt_free(s->pages);
+    rt_holding_close(&s->holding);
     rt_detok_close(s->detok);
     rt_str_free(&s->text);
     rt_free(s);
 }
 
-rt_status rt_session_message(const rt_session *s, Pb__Request *out)
+rt_status rt_session_message(const rt_engine *e, const rt_session *s, Pb__Request *out)
 {
     const rt_request *r = &s->request;
+    const rt_holding *h = &s->holding;
     pb__request__init(out);
     out->session = s->id;
     out->slot = (uint32_t)s->slot;
@@ -192,10 +192,12 @@ rt_status rt_session_message(const rt_session *s, Pb__Request *out)
     out->top_k = (uint32_t)r->top_k;
     out->top_p = r->top_p;
     out->seed = r->seed;
-    out->n_pages = (size_t)s->page_count;
+    out->has_shared = true;
+    out->shared = (uint32_t)(h->found * e->book.unit);
+    out->n_pages = (size_t)h->page_count;
     RT_TRY(RT_ALLOC(out->pages, out->n_pages, "admission message"));
     for (size_t i = 0; i < out->n_pages; i++)
-        out->pages[i] = (uint32_t)s->pages[i];
+        out->pages[i] = (uint32_t)h->pages[i];
     return RT_OK;
 }
 

@@ -6,6 +6,7 @@
 
 #include "proto/frame.h"
 #include "runtime/engine/engine.h"
+#include "runtime/engine/pagebook.h"
 #include "runtime/engine/slot.h"
 #include "runtime/text/tokenizer.h"
 
@@ -16,9 +17,9 @@ struct rt_session {
     rt_request request; // numbers and callbacks, defaults filled in; borrows no memory
     char **stops;       // copies, [stops_len of request]
     rt_ids prompt;
-    int slot;       // -1 until admitted
-    int32_t *pages; // reserved KV pages
-    int page_count;
+    int slot;           // -1 until admitted
+    rt_holding holding; // its KV pages: taken while it has a slot
+    uint64_t refused;   // what the page book had got back when there was no room; none yet: 0
 
     rt_ids output;   // generated tokens known so far, without a stop id
     int known;       // generated positions looked at, the stop id included
@@ -28,7 +29,7 @@ struct rt_session {
     bool finished, releasing;
     rt_finish finish;
 
-    int blocks, steps, forwards, prefill_forwards;
+    int blocks, steps, forwards, prefill_forwards, shared_tokens;
     double admitted_at, prefilled_at, finished_at;
 };
 
@@ -48,6 +49,6 @@ rt_status rt_session_progress(const rt_engine *e, rt_session *s, const rt_slot *
 void rt_session_deliver(const rt_engine *e, rt_session *s, Pb__Result *const *results);
 
 // The admission message. Borrows the session's memory; free with rt_free on `pages`.
-rt_status rt_session_message(const rt_session *s, Pb__Request *out);
+rt_status rt_session_message(const rt_engine *e, const rt_session *s, Pb__Request *out);
 
 #endif

@@ -29,6 +29,7 @@ static void copy_parameters(rt_slot *slot, const Pb__Request *r)
     slot->top_k = (int)r->top_k;
     slot->top_p = r->top_p;
     slot->seed = r->seed;
+    slot->shared = r->has_shared ? (int)r->shared : 0;
 }
 
 static rt_status copy_arrays(rt_slot *slot, const Pb__Request *r, const rt_slot_shape *shape)
@@ -38,6 +39,9 @@ static rt_status copy_arrays(rt_slot *slot, const Pb__Request *r, const rt_slot_
     if ((long long)slot->page_count * shape->page < slot->capacity)
         return RT_FAIL(RT_ERR_INTERNAL, "session %u: %d pages of %d for %d positions",
                        slot->session, slot->page_count, shape->page, slot->capacity);
+    if (slot->shared > rt_slot_prefill_len(slot, shape->block))
+        return RT_FAIL(RT_ERR_INTERNAL, "session %u: %d tokens shared of a prompt of %d",
+                       slot->session, slot->shared, slot->prompt_len);
     RT_TRY(RT_ALLOC(slot->ids, (size_t)slot->capacity, "tokens of a request"));
     RT_TRY(RT_ALLOC(slot->state, (size_t)slot->capacity, "tokens of a request"));
     RT_TRY(RT_ALLOC(slot->pages, r->n_pages, "pages of a request"));

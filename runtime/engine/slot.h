@@ -35,6 +35,7 @@ typedef struct rt_slot {
     int32_t *pages; // physical page numbers, in logical order
     int page_count;
 
+    int shared;      // tokens that may be in the pages already: its first segment may start there
     int committed;   // positions whose K,V are in the pages
     int block_start; // of the block being denoised
     int block_step;  // steps it has had

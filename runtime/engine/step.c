@@ -138,16 +138,19 @@ static rt_status admit_slots(rt_engine *e, const Pb__Step *step)
 
 // ---- forward --------------------------------------------------------------------------
 
-// Checks a segment against its slot: whole blocks inside the request, starting
-// where the committed tokens end, or after the block that this step commits.
+// Checks a segment against its slot: whole blocks inside the request, starting where the
+// committed tokens end, or after the block that this step commits. The first segment of all
+// may start where the tokens end that others wrote.
 static rt_status check_segment(const rt_engine *e, const Pb__Segment *s)
 {
     const bool known = s->slot < (uint32_t)e->options.max_sessions && e->slots[s->slot].used;
     const rt_slot *slot = known ? &e->slots[s->slot] : NULL;
     const uint32_t block = (uint32_t)e->config.block_length;
     const uint32_t committed = known ? (uint32_t)slot->committed : 0;
-    const bool follows =
-        s->first == committed || (s->kind == KERN_SEG_FIRST && s->first == committed + block);
+    const uint32_t shared = known && committed == 0 ? (uint32_t)slot->shared : 0;
+    const bool follows = s->first == committed ||
+                         (s->kind == KERN_SEG_FIRST && s->first == committed + block) ||
+                         (s->first <= shared && s->first % (uint32_t)e->kv.page == 0);
     if (known && s->first % block == 0 && s->count >= 1 && follows &&
         s->first + s->count <= (uint32_t)slot->capacity)
         return RT_OK;

@@ -156,6 +156,32 @@ static void test_texts(void **state)
     run_args_free(&args);
 }
 
+// The same prompt twice, among others: it is read once, and the answers do not change.
+static void test_shared(void **state)
+{
+    (void)state;
+    enum { DOCUMENT = 512 };
+    for (int off = 0; off < 2; off++) {
+        run_args args = {0};
+        common_args(&args);
+        add_files(&args, 0, 1);
+        add_files(&args, 0, PROMPTS);
+        run_arg(&args, "--json");
+        if (off)
+            run_arg(&args, "--no-sharing");
+        run_result result = run_ok(1 + off, &args, LIMIT);
+        json_t *answers = parse_lines(result.out);
+        const double shared = run_number(json_array_get(answers, 1), "stats.shared_tokens");
+        assert_true(off ? shared == 0 : shared >= DOCUMENT);
+        for (size_t i = 0; i < PROMPTS; i++)
+            assert_true(json_equal(run_get(json_array_get(answers, i + 1), "token_ids"),
+                                   run_get(alone[i], "token_ids")));
+        json_decref(answers);
+        run_result_free(&result);
+        run_args_free(&args);
+    }
+}
+
 // ---- reports -----------------------------------------------------------------------
 
 static const char *write_stats(const char *policy)
@@ -265,9 +291,13 @@ int main(void)
     if (run_ready())
         return RUN_SKIP;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_json_lines),     cmocka_unit_test(test_plain_text),
-        cmocka_unit_test(test_texts),          cmocka_unit_test(test_report),
-        cmocka_unit_test(test_one_bad_prompt), cmocka_unit_test(test_standard_input_once),
+        cmocka_unit_test(test_json_lines),
+        cmocka_unit_test(test_plain_text),
+        cmocka_unit_test(test_texts),
+        cmocka_unit_test(test_shared),
+        cmocka_unit_test(test_report),
+        cmocka_unit_test(test_one_bad_prompt),
+        cmocka_unit_test(test_standard_input_once),
     };
     return cmocka_run_group_tests_name("generate many", tests, prepare, forget);
 }

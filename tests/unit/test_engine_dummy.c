@@ -140,6 +140,7 @@ static void test_steps(void **state)
             kinds got[2];
             o.max_sessions = 2;
             o.prefill_chunk = 8;
+            o.no_sharing = true; // both read the whole prompt
             o.separate_commit = separate;
             o.skip_prefill = skip;
             run_kinds(&o, got);

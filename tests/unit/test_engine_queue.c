@@ -128,7 +128,7 @@ static void test_cancel(void **state)
     rt_engine_cancel(c.root, a[QUEUED].id); // unknown by now
     rt_engine_cancel(c.root, 0);
     engine_drain(&c);
-    assert_int_equal(c.root->kv.free_count, c.root->kv.pages);
+    assert_int_equal(rt_engine_room(c.root).pages_used, 0);
     engine_close(&c);
     same_as_alone(&requests[STAYS], &a[STAYS]);
     engine_free(a, N);
@@ -179,9 +179,9 @@ static void test_never_fits(void **state)
     engine_answer a = {0};
     engine_submit(&c, &r, &a);
     assert_true(step(&c));
-    assert_int_equal(c.root->kv.free_count, 0);
+    assert_int_equal(rt_engine_room(c.root).pages_used, pages);
     engine_drain(&c);
-    assert_int_equal(c.root->kv.free_count, pages);
+    assert_int_equal(rt_engine_room(c.root).pages_used, 0);
     engine_close(&c);
     same_as_alone(&r, &a);
     engine_free(&a, 1);
@@ -193,7 +193,8 @@ static void test_waiting_for_pages(void **state)
 {
     (void)state;
     enum { N = 24, SESSIONS = 8 };
-    const rt_engine_options o = tiny_options(SESSIONS, 64);
+    rt_engine_options o = tiny_options(SESSIONS, 64);
+    o.no_sharing = true;
     rt_request requests[N];
     engine_answer a[N] = {0};
     engine_case c;
@@ -209,10 +210,10 @@ static void test_waiting_for_pages(void **state)
         busy = step(&c);
         int used = 0;
         for (const rt_session *s = c.root->sessions; s; s = s->next) {
-            used += s->slot >= 0 && !s->releasing ? s->page_count : 0;
+            used += s->slot >= 0 && !s->releasing ? s->holding.page_count : 0;
             admitted[s->id - 1] = s->admitted_at;
         }
-        assert_int_equal(used, pages - c.root->kv.free_count);
+        assert_int_equal(used, rt_engine_room(c.root).pages_used);
     }
     engine_close(&c);
     for (int i = 0; i < N; i++) {
@@ -227,7 +228,8 @@ static void test_waiting_for_pages(void **state)
 static void test_room_and_needs(void **state)
 {
     (void)state;
-    const rt_engine_options o = tiny_options(2, 64);
+    rt_engine_options o = tiny_options(2, 64);
+    o.no_sharing = true;
     engine_case c;
     engine_open(&c, &o, 1);
     const int pages = c.root->kv.pages;

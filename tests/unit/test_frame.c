@@ -49,6 +49,8 @@ static void sample_init(sample *s)
         r->top_k = 50;
         r->top_p = 0.95;
         r->seed = UINT64_MAX;
+        r->has_shared = i == 0;
+        r->shared = i == 0 ? 4 : 0;
     }
     for (int i = 0; i < 3; i++) {
         Pb__Segment *g = s->segments[i] = &s->segment[i];
@@ -102,6 +104,7 @@ static void test_step_round_trip(void **state)
     assert_memory_equal(r->pages, s.pages, sizeof s.pages);
     assert_true(r->threshold == 0.9 && r->temperature == 0.7 && r->top_p == 0.95);
     assert_true(r->seed == UINT64_MAX);
+    assert_true(r->has_shared && r->shared == 4 && !got->admit[1]->has_shared);
     assert_int_equal(got->admit[1]->n_prompt, 0);
     assert_int_equal(got->n_segments, 3);
     assert_int_equal(got->segments[2]->first, 64);
@@ -264,6 +267,7 @@ static void test_ranges(void **state)
     REFUSED(request[0].slot = 65536, "request.slot is 65536, allowed are 0 to 65535");
     REFUSED(prompt[2] = -1, "request.prompt[2] is -1");
     REFUSED(pages[0] = 1U << 31, "request.pages is 2147483648, allowed are 0 to 2147483647");
+    REFUSED(request[0].shared = 6, "request.shared is 6, allowed are 0 to 5");
     REFUSED(request[0].max_tokens = UINT32_MAX,
             "request.max_tokens is 4294967295, allowed are 0 to 1048576");
     REFUSED(request[0].strategy = 4, "request.strategy is 4, allowed are 0 to 3");
