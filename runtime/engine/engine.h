@@ -13,6 +13,7 @@
 #include "comm/comm.h"
 #include "losa/policy.h"
 #include "runtime/io/config.h"
+#include "runtime/text/chat.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -76,11 +77,14 @@ typedef enum rt_step_kind {
 } rt_step_kind;
 
 typedef struct rt_request {
-    // The prompt: text, or ids when `prompt_ids` is not NULL. Borrowed by submit.
+    // The prompt: text, or ids when `prompt_ids` is not NULL, or the turns of a chat (ChatML)
+    // when `turns` is not NULL. Borrowed by submit.
     const char *prompt;
     size_t prompt_len;
     const int32_t *prompt_ids;
     size_t prompt_ids_len;
+    const rt_turn *turns;
+    size_t turns_len;
     bool chat;          // wrap the text as a ChatML user turn
     const char *system; // system turn of `chat`, or NULL
     bool parse_special; // special tokens written in the text count as such

@@ -32,8 +32,13 @@ static rt_status encode_prompt(const rt_engine *e, const rt_request *r, rt_ids *
     if (!e->tokenizer)
         return RT_FAIL(RT_ERR_IO, "%s/tokenizer.json: not found; it is needed to read text",
                        e->options.model_dir);
-    RT_TRY(check_bytes(e, r->prompt_len));
+    size_t bytes = r->turns ? 0 : r->prompt_len;
+    for (size_t i = 0; r->turns && i < r->turns_len; i++)
+        bytes += r->turns[i].len;
+    RT_TRY(check_bytes(e, bytes));
     const rt_special special = r->parse_special ? RT_SPECIAL_PARSE : RT_SPECIAL_TEXT;
+    if (r->turns)
+        return rt_chat_encode_turns(e->tokenizer, r->turns, r->turns_len, special, out);
     if (r->chat)
         return rt_chat_encode(e->tokenizer, r->system, r->prompt, r->prompt_len, special, out);
     return rt_tokenizer_encode(e->tokenizer, r->prompt, r->prompt_len, special, out);
@@ -141,6 +146,7 @@ static rt_status fill_session(const rt_engine *e, const rt_request *request, rt_
     RT_TRY(encode_prompt(e, request, &s->prompt));
     s->request.prompt = s->request.system = NULL; // borrowed only during submit
     s->request.prompt_ids = NULL;
+    s->request.turns = NULL;
     RT_TRY(check_prompt(e, &s->prompt));
     RT_TRY(check_room(e, s));
     return e->tokenizer ? rt_detok_open(e->tokenizer, false, &s->detok) : RT_OK;

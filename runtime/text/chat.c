@@ -21,14 +21,14 @@ static rt_status find_markers(const rt_tokenizer *tok, markers *out)
 }
 
 // <|im_start|>ROLE\nTEXT<|im_end|>\n
-static rt_status append_turn(const rt_tokenizer *tok, const markers *m, const char *role,
-                             const char *text, size_t len, rt_special content, rt_ids *out)
+static rt_status append_turn(const rt_tokenizer *tok, const markers *m, const rt_turn *turn,
+                             rt_special content, rt_ids *out)
 {
     rt_str piece = {0};
     rt_status status;
     RT_TRY(rt_ids_append(out, &m->start, 1));
-    RT_TRY_GOTO(status, rt_str_printf(&piece, "%s\n", role), free_piece);
-    RT_TRY_GOTO(status, rt_str_append(&piece, text, len), free_piece);
+    RT_TRY_GOTO(status, rt_str_printf(&piece, "%s\n", turn->role), free_piece);
+    RT_TRY_GOTO(status, rt_str_append(&piece, turn->text, turn->len), free_piece);
     RT_TRY_GOTO(status, rt_tokenizer_encode(tok, piece.data, piece.len, content, out), free_piece);
     RT_TRY_GOTO(status, rt_ids_append(out, &m->end, 1), free_piece);
     status = rt_tokenizer_encode(tok, "\n", 1, RT_SPECIAL_TEXT, out);
@@ -37,26 +37,34 @@ free_piece:
     return status;
 }
 
-static rt_status append_all(const rt_tokenizer *tok, const char *system, const char *user,
-                            size_t user_len, rt_special content, rt_ids *out)
+static rt_status append_all(const rt_tokenizer *tok, const rt_turn *turns, size_t n,
+                            rt_special content, rt_ids *out)
 {
     static const char opening[] = "assistant\n";
     markers m;
     RT_TRY(find_markers(tok, &m));
-    if (system)
-        RT_TRY(append_turn(tok, &m, "system", system, strlen(system), content, out));
-    RT_TRY(append_turn(tok, &m, "user", user, user_len, content, out));
+    for (size_t i = 0; i < n; i++)
+        RT_TRY(append_turn(tok, &m, &turns[i], content, out));
     RT_TRY(rt_ids_append(out, &m.start, 1));
     return rt_tokenizer_encode(tok, opening, sizeof opening - 1, RT_SPECIAL_TEXT, out);
+}
+
+rt_status rt_chat_encode_turns(const rt_tokenizer *tok, const rt_turn *turns, size_t n,
+                               rt_special content, rt_ids *out)
+{
+    RT_CHECK_ARG(tok && (turns || n == 0) && out);
+    size_t before = out->len;
+    rt_status status = append_all(tok, turns, n, content, out);
+    if (status != RT_OK)
+        out->len = before;
+    return status;
 }
 
 rt_status rt_chat_encode(const rt_tokenizer *tok, const char *system, const char *user,
                          size_t user_len, rt_special content, rt_ids *out)
 {
-    RT_CHECK_ARG(tok && (user || user_len == 0) && out);
-    size_t before = out->len;
-    rt_status status = append_all(tok, system, user ? user : "", user_len, content, out);
-    if (status != RT_OK)
-        out->len = before;
-    return status;
+    RT_CHECK_ARG(user || user_len == 0);
+    const rt_turn turns[] = {{"system", system, system ? strlen(system) : 0},
+                             {"user", user ? user : "", user_len}};
+    return rt_chat_encode_turns(tok, system ? turns : turns + 1, system ? 2 : 1, content, out);
 }

@@ -51,6 +51,23 @@ static void system_turn(void **state)
                 "<|im_start|>assistant\n");
 }
 
+static void many_turns(void **state)
+{
+    (void)state;
+    static const rt_turn turns[] = {
+        {"user", "Hi", 2}, {"assistant", "Yes?", 4}, {"user", "Go\n", 3}};
+    static const char text[] = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes?"
+                               "<|im_end|>\n<|im_start|>user\nGo\n<|im_end|>\n"
+                               "<|im_start|>assistant\n";
+    rt_ids chat = {0}, whole = {0};
+    assert_ok(rt_chat_encode_turns(tok, turns, 3, RT_SPECIAL_TEXT, &chat));
+    assert_ok(rt_tokenizer_encode(tok, text, sizeof text - 1, RT_SPECIAL_PARSE, &whole));
+    assert_int_equal(chat.len, whole.len);
+    assert_memory_equal(chat.data, whole.data, chat.len * sizeof *chat.data);
+    rt_ids_free(&chat);
+    rt_ids_free(&whole);
+}
+
 // Blank space beside a marker merges as in the whole text.
 static void blanks_at_the_edges(void **state)
 {
@@ -117,6 +134,7 @@ int main(void)
         cmocka_unit_test(user_turn),           cmocka_unit_test(system_turn),
         cmocka_unit_test(blanks_at_the_edges), cmocka_unit_test(markers_in_content),
         cmocka_unit_test(no_markers),          cmocka_unit_test(invalid_content),
+        cmocka_unit_test(many_turns),
     };
     return cmocka_run_group_tests(tests, open_tokenizer, close_tokenizer);
 }
