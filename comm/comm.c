@@ -235,6 +235,7 @@ void comm_close(comm *c)
         c->ops.data->close(c);
     if (c->ops.ctl->close)
         c->ops.ctl->close(c);
+    comm_drop_letters(c);
     rt_free(c);
 }
 

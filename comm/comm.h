@@ -107,6 +107,14 @@ rt_status comm_ctl_bcast_bytes(comm *c, int root, rt_str *bytes, size_t max);
 rt_status comm_ctl_allgather(comm *c, const void *src, size_t n, void *dst);
 rt_status comm_ctl_barrier(comm *c);
 
+// Mail, for what is not in step with the other ranks: a letter goes to one rank, which takes
+// it when it looks. Not collective; for the main thread. Letters of one sender arrive in
+// their order. Between processes they are at most COMM_LETTER_MAX bytes.
+#define COMM_LETTER_MAX ((size_t)1 << 30)
+rt_status comm_post(comm *c, int to, const void *bytes, size_t n); // copies; does not wait
+// The next letter that is here, whoever sent it, replaces `bytes`; *from is -1: there is none.
+rt_status comm_fetch(comm *c, int *from, rt_str *bytes);
+
 // All ranks learn whether all succeeded: returns RT_OK if every rank passed
 // RT_OK, else the status of the lowest failing rank, with that rank's last error
 // message as the message here too.

@@ -25,6 +25,9 @@ typedef struct comm_ctl_ops {
     rt_status (*bcast)(comm *c, int root, void *bytes, size_t n);
     rt_status (*allgather)(comm *c, const void *src, size_t n, void *dst);
     rt_status (*barrier)(comm *c);
+    // To and from other ranks; NULL: there is no mail between ranks.
+    rt_status (*post)(comm *c, int to, const void *bytes, size_t n);
+    rt_status (*fetch)(comm *c, int *from, rt_str *bytes);
     void (*abort)(comm *c); // returns only when there is nothing to end
     void (*close)(comm *c); // ends the job's transport, frees ctl_state
 } comm_ctl_ops;
@@ -55,6 +58,8 @@ struct comm {
     _Atomic(comm_signal_fn *) caught; // see comm_watch_signal
     atomic_bool ended;                // the heart ends the job: the main thread takes part no more
 
+    struct comm_letter *letters; // from this rank to itself, the oldest first
+
     rt_status broken; // RT_OK, or what every call returns from now on
     char cause[COMM_CAUSE_MAX];
 };
@@ -63,6 +68,8 @@ struct comm {
 rt_status comm_new(double deadline, comm **out);
 // Message and code of a wait that reached the limit of the current operation.
 rt_status comm_timeout(const comm *c);
+
+void comm_drop_letters(comm *c);
 
 // Data plane of one rank, on any device.
 extern const comm_data_ops comm_self_data;

@@ -17,6 +17,7 @@
 #include "comm/comm_int.h"
 #include "comm/guard.h"
 #include "comm/heart.h"
+#include "comm/mpi_mail.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
@@ -32,7 +33,8 @@ static const double SPIN_SECONDS = 20e-6, YIELD_SECONDS = 0.1, NAP_SECONDS = 100
 
 typedef struct mpi_state {
     MPI_Comm data, ctl, ring; // own contexts: none matches the others' messages
-    comm_heart *heart;        // NULL: none
+    comm_mpi_mail mail;
+    comm_heart *heart; // NULL: none
 } mpi_state;
 
 static rt_status check(const comm *c, int code, const char *call)
@@ -152,6 +154,18 @@ static rt_status ctl_barrier(comm *c)
     return wait(c, &request);
 }
 
+static rt_status ctl_post(comm *c, int to, const void *bytes, size_t n)
+{
+    mpi_state *s = c->ctl_state;
+    return comm_mpi_mail_post(&s->mail, to, bytes, n);
+}
+
+static rt_status ctl_fetch(comm *c, int *from, rt_str *bytes)
+{
+    mpi_state *s = c->ctl_state;
+    return comm_mpi_mail_fetch(&s->mail, from, bytes);
+}
+
 static void ctl_abort(comm *c)
 {
     mpi_state *s = c->ctl_state;
@@ -179,6 +193,8 @@ static void ctl_close(comm *c)
     MPI_Comm_free(&s->data);
     MPI_Comm_free(&s->ctl);
     MPI_Comm_free(&s->ring);
+    comm_mpi_mail_close(&s->mail);
+    MPI_Comm_free(&s->mail.world);
     rt_free(s);
     MPI_Finalize();
     comm_guard_stop(guard);
@@ -194,6 +210,8 @@ static const comm_ctl_ops mpi_ctl = {
     .bcast = ctl_bcast,
     .allgather = ctl_allgather,
     .barrier = ctl_barrier,
+    .post = ctl_post,
+    .fetch = ctl_fetch,
     .abort = ctl_abort,
     .close = ctl_close,
 };
@@ -255,6 +273,7 @@ static rt_status open_state(comm *c, int threads)
     RT_TRY_GOTO(status, duplicate(c, &s->data), fail);
     RT_TRY_GOTO(status, duplicate(c, &s->ctl), fail);
     RT_TRY_GOTO(status, duplicate(c, &s->ring), fail);
+    RT_TRY_GOTO(status, duplicate(c, &s->mail.world), fail);
     RT_TRY_GOTO(status, find_local(c), fail);
     c->ops = (comm_ops){.data = &mpi_data, .ctl = &mpi_ctl};
     c->data_state = s;
