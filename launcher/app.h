@@ -34,17 +34,18 @@ typedef struct app_command {
     // `c` is NULL for local commands. Returns the same status on every rank.
     // RT_ERR_CANCELLED: ended by a signal.
     rt_status (*run)(comm *c, void *args);
+    int ended_status; // exit status when a signal ended it; 0: 128 + its number
 } app_command;
 
-extern const app_command app_cmd_bench, app_cmd_eval, app_cmd_generate, app_cmd_info,
+extern const app_command app_cmd_batch, app_cmd_bench, app_cmd_eval, app_cmd_generate, app_cmd_info,
     app_cmd_logits, app_cmd_report, app_cmd_tokenize;
 
-// Signals. After app_catch_signals the first SIGINT or SIGTERM only leaves its
+// Signals. After app_catch_signals the first SIGINT, SIGTERM or SIGUSR1 only leaves its
 // number in app_signal(); a second SIGINT ends the process. Calling it again
 // changes nothing.
 void app_catch_signals(void);
 int app_signal(void); // 0: none
-// Between the two calls SIGINT and SIGTERM wait.
+// Between the two calls these signals wait.
 void app_hold_signals(void);
 void app_release_signals(void);
 

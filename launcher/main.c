@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // losa: the table of commands, and what is the same for all of them.
 //
-// Exit status: 0 done, 1 failed, 2 wrong usage, 128 + N ended by signal N. Every rank
+// Exit status: 0 done, 1 failed, 2 wrong usage, 128 + N ended by signal N (or the command's own
+// status for that). Every rank
 // ends with the same one. Rank 0 alone prints; an error is one line.
 #include "launcher/app.h"
 
@@ -18,8 +19,8 @@ enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_SIGNAL = 128 };
 #define ABANDON_GRACE 0.5 // seconds that rank 0 is given to report a common cause first
 
 static const app_command *const commands[] = {
-    &app_cmd_generate, &app_cmd_eval,   &app_cmd_info,  &app_cmd_logits,
-    &app_cmd_tokenize, &app_cmd_report, &app_cmd_bench,
+    &app_cmd_generate, &app_cmd_batch,    &app_cmd_eval,   &app_cmd_info,
+    &app_cmd_logits,   &app_cmd_tokenize, &app_cmd_report, &app_cmd_bench,
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
@@ -93,12 +94,12 @@ rt_status app_abandon(comm *c, rt_status status)
     return status;
 }
 
-static int exit_status(rt_status status)
+static int exit_status(const app_command *cmd, rt_status status)
 {
     if (status == RT_OK)
         return 0;
     if (status == RT_ERR_CANCELLED && app_signal())
-        return EXIT_SIGNAL + app_signal();
+        return cmd->ended_status ? cmd->ended_status : EXIT_SIGNAL + app_signal();
     return EXIT_FAILED;
 }
 
@@ -118,7 +119,7 @@ static int run_local(const app_command *cmd, app_common *common)
     const rt_status status = cmd->run(NULL, common);
     if (status != RT_OK)
         fprintf(stderr, "losa: %s\n", rt_last_error());
-    return finish_output(exit_status(status));
+    return finish_output(exit_status(cmd, status));
 }
 
 // Waits for all ranks before rank 0 says why it failed. When one is gone, mpirun cuts off
@@ -150,8 +151,8 @@ static int run_ranks(const app_command *cmd, app_common *common)
     }
     app_release_signals();
     const rt_status status = cmd->run(c, common);
-    int code = exit_status(status);
-    report_failure(c, first && status != RT_OK && code < EXIT_SIGNAL);
+    int code = exit_status(cmd, status);
+    report_failure(c, first && status != RT_OK && status != RT_ERR_CANCELLED);
     if (first)
         code = finish_output(code);
     // Only rank 0 knows whether its output and a signal made a difference.

@@ -122,6 +122,11 @@ static rt_status describe(const losa_config *c, bool budget, rt_str *out)
                          app_locality_choice(c->locality), c->dense_layers);
 }
 
+rt_status app_policy_describe(const losa_config *config, rt_str *out)
+{
+    return describe(config, true, out);
+}
+
 static rt_status fill(const char *text, app_policy *out)
 {
     rt_str key = {0}, family = {0};

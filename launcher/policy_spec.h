@@ -25,6 +25,8 @@ typedef struct app_policies { // zero-initialise
 } app_policies;
 
 rt_status app_policy_parse(const char *text, losa_config *out);
+// Appends what `key` is of a configuration.
+rt_status app_policy_describe(const losa_config *config, rt_str *out);
 // Comma-separated; the same policy twice is refused. `out` may hold some on failure too.
 rt_status app_policies_parse(const char *list, app_policies *out);
 void app_policies_free(app_policies *policies);

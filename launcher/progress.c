@@ -62,6 +62,15 @@ void app_progress_update(app_progress *p, const char *what, const char *unit, in
     p->last_draw = now;
 }
 
+void app_progress_show(app_progress *p, const char *line)
+{
+    if (!p->shown)
+        return;
+    fprintf(stderr, "\r\033[K%s", line);
+    fflush(stderr);
+    p->drawn = true;
+}
+
 void app_progress_end(app_progress *p)
 {
     if (!p->drawn)

@@ -16,6 +16,8 @@ typedef struct app_progress {
 app_progress app_progress_begin(bool wanted);
 // `unit` is plural: "tokens". Redraws at most ten times a second, and at the end.
 void app_progress_update(app_progress *p, const char *what, const char *unit, int done, int total);
+// Any text of one line instead.
+void app_progress_show(app_progress *p, const char *line);
 // Clears the line, so that other output can follow.
 void app_progress_end(app_progress *p);
 

@@ -23,6 +23,7 @@ void app_catch_signals(void)
     struct sigaction action = {.sa_handler = remember};
     sigemptyset(&action.sa_mask);
     sigaction(SIGTERM, &action, NULL); // mpirun may send it twice in a row
+    sigaction(SIGUSR1, &action, NULL); // of batch systems, before the time is over
     // The second Ctrl-C finds the default action and ends the process.
     action.sa_flags = (int)SA_RESETHAND;
     sigaction(SIGINT, &action, NULL);
@@ -39,6 +40,7 @@ static void mask_signals(int how)
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGUSR1);
     pthread_sigmask(how, &set, NULL);
 }
 

@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: Apache-2.0
+// losa batch: the same results on any number of ranks and after any interruption, none
+// twice and none lost. A tiny model that takes token ids answers them at once.
+#include "tests/e2e/run.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const double LIMIT = 60.0; // seconds, of any run on a busy machine
+static const char MODEL[] = "tests/golden/logits/mha_b4";
+
+enum { REQUESTS = 200, KILLS = 20, FAILED = 1, RESUME = 75 };
+
+static char *input;   // REQUESTS lines
+static char *wanted;  // what answers them, without the times
+static unsigned seed; // of this run, printed when something fails
+
+// ---- input and output ----------------------------------------------------------------------
+
+static void write_request(FILE *file, int i)
+{
+    fprintf(file,
+            "{\"custom_id\": \"r%d\", \"method\": \"POST\", \"url\": \"/v1/completions\", "
+            "\"body\": {\"max_tokens\": %d, \"losa\": {\"ignore_stop\": true, \"token_ids\": "
+            "true}, \"prompt\": [%d",
+            i, 8 + i * 7 % 57, 4 + i % 92);
+    for (int k = 0; k < 2 + i * 5 % 37; k++)
+        fprintf(file, ", %d", 4 + (i * 31 + k * k * 17) % 92);
+    fprintf(file, "]}}\n");
+}
+
+// A file that is written line by line.
+static FILE *create(const char *path)
+{
+    FILE *file = fopen(path, "w");
+    if (!file)
+        fail_msg("%s: cannot create", path);
+    return file;
+}
+
+static void batch_args(run_args *args, const char *in, const char *out)
+{
+    static const char *const words[] = {"batch",       "--keep-order",     "--resume",
+                                        "--threads=1", "--max-sessions=4", "--quiet"};
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+        run_arg(args, "%s", words[i]);
+    run_arg(args, "--model=%s", run_source("%s", MODEL));
+    run_arg(args, "--input=%s", in);
+    run_arg(args, "--output=%s", out);
+}
+
+// The output with the digits of every "created" taken out.
+static char *load_output(const char *path)
+{
+    static const char key[] = "\"created\":";
+    size_t len;
+    char *text = run_read(path, &len), *to = text;
+    for (const char *from = text; *from;) {
+        const bool is_time = strncmp(from, key, sizeof key - 1) == 0;
+        const size_t n = is_time ? sizeof key - 1 : 1;
+        memmove(to, from, n);
+        to += n;
+        from += n;
+        if (is_time)
+            from += strspn(from, "0123456789");
+    }
+    *to = '\0';
+    return text;
+}
+
+static void check_output(const char *path)
+{
+    char *text = load_output(path);
+    if (strcmp(text, wanted) != 0)
+        fail_msg("%s (seed %u): not the results of the undisturbed run", path, seed);
+    free(text);
+    if (access(run_temp("%s.journal", strrchr(path, '/') + 1), F_OK) == 0)
+        fail_msg("%s: the journal is still there", path);
+}
+
+static int prepare(void **state)
+{
+    (void)state;
+    seed = (unsigned)getpid();
+    srand(seed);
+    input = strdup(run_temp("in.jsonl"));
+    FILE *file = create(input);
+    for (int i = 0; i < REQUESTS; i++)
+        write_request(file, i);
+    fclose(file);
+    return 0;
+}
+
+static run_result run_batch(int ranks, const char *in, const char *out, const char *more)
+{
+    run_args args = {0};
+    batch_args(&args, in, out);
+    if (more)
+        run_arg(&args, "%s", more);
+    const run_job job = {.ranks = ranks, .args = &args, .limit = LIMIT};
+    run_result result = run_losa(&job);
+    run_args_free(&args);
+    if (result.timed_out || result.left)
+        fail_msg("timed out: %d, %d left; standard error:\n%s", result.timed_out, result.left,
+                 result.err);
+    return result;
+}
+
+static void run_well(int ranks, const char *in, const char *out, const char *more)
+{
+    run_result result = run_batch(ranks, in, out, more);
+    if (result.status != 0 || result.err_lines != 0)
+        fail_msg("on %d ranks: status %d, standard error:\n%s", ranks, result.status, result.err);
+    run_result_free(&result);
+}
+
+// ---- undisturbed ---------------------------------------------------------------------------
+
+static void test_ranks(void **state)
+{
+    (void)state;
+    char *path = strdup(run_temp("out-0.jsonl"));
+    run_well(0, input, path, NULL);
+    wanted = load_output(path);
+    json_t *records = run_load_lines(path);
+    assert_int_equal(json_array_size(records), REQUESTS);
+    size_t i;
+    json_t *record;
+    json_array_foreach(records, i, record)
+    {
+        char id[32];
+        snprintf(id, sizeof id, "r%zu", i);
+        assert_string_equal(run_text(record, "custom_id"), id);
+        assert_int_equal(run_number(record, "response.status_code"), 200);
+        const double tokens = run_number(record, "response.body.usage.completion_tokens");
+        assert_int_equal(tokens, 8 + i * 7 % 57);
+    }
+    json_decref(records);
+    free(path);
+    path = strdup(run_temp("out-2.jsonl"));
+    run_well(2, input, path, NULL);
+    check_output(path);
+    free(path);
+}
+
+// A file of its own for every test, whose name no other call overwrites.
+static char *output_of(const char *test)
+{
+    return strdup(run_temp("%s.jsonl", test));
+}
+
+// ---- interrupted ---------------------------------------------------------------------------
+
+static int count_lines(const char *path)
+{
+    struct stat info;
+    if (stat(path, &info) != 0)
+        return 0;
+    size_t len;
+    char *text = run_read(path, &len);
+    int lines = 0;
+    for (size_t i = 0; i < len; i++)
+        lines += text[i] == '\n';
+    free(text);
+    return lines;
+}
+
+typedef struct strike {
+    char *journal;
+    int signal;
+    int at_lines; // strikes when the journal has so many
+    int rank;     // of the process; -1: what was started
+    bool done;
+} strike;
+
+static void strike_at(void *ctx, const run_live *live)
+{
+    strike *s = ctx;
+    if (s->done || count_lines(s->journal) < s->at_lines)
+        return;
+    const pid_t pid = s->rank < 0 ? live->child : run_rank(live, s->rank);
+    if (pid < 0)
+        return;
+    usleep((useconds_t)(rand() % 5000));
+    kill(pid, s->signal);
+    s->done = true;
+}
+
+// Strikes once `more` results are in the journal that are not there yet. Returns the status.
+static int run_struck(int ranks, const char *out, int signal, int rank, int more)
+{
+    run_args args = {0};
+    strike s = {.signal = signal, .rank = rank};
+    s.journal = strdup(run_temp("%s.journal", strrchr(out, '/') + 1));
+    s.at_lines = more ? count_lines(s.journal) + more : 0;
+    batch_args(&args, input, out);
+    const run_job job = {
+        .ranks = ranks, .args = &args, .limit = LIMIT, .during = strike_at, .ctx = &s};
+    run_result result = run_losa(&job);
+    const int status = result.status;
+    if (result.timed_out || result.left)
+        fail_msg("seed %u: timed out: %d, %d left; standard error:\n%s", seed, result.timed_out,
+                 result.left, result.err);
+    run_result_free(&result);
+    run_args_free(&args);
+    free(s.journal);
+    return status;
+}
+
+// Killed at start-up, while it reads its journal, and at any number of results.
+static void test_killed(void **state)
+{
+    (void)state;
+    char *out = output_of("killed");
+    int struck = 0;
+    for (int i = 0; i < KILLS; i++)
+        struck += run_struck(0, out, SIGKILL, -1, rand() % 9) == 128 + SIGKILL;
+    assert_in_range(struck, KILLS / 2, KILLS); // a run may end before it is hit
+    run_well(0, input, out, NULL);
+    check_output(out);
+    free(out);
+}
+
+// A dead rank ends a job of one group; mpirun says so with its status.
+static void test_killed_ranks(void **state)
+{
+    (void)state;
+    char *out = output_of("killed-ranks");
+    for (int i = 0; i < 2; i++)
+        assert_int_not_equal(run_struck(2, out, SIGKILL, i, 1 + rand() % 20), 0);
+    run_well(2, input, out, NULL);
+    check_output(out);
+    free(out);
+}
+
+// What batch systems send: the status says that there is more to do.
+static void test_signals(void **state)
+{
+    (void)state;
+    static const int signals[] = {SIGTERM, SIGUSR1, SIGINT};
+    char *out = output_of("signals");
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(run_struck(0, out, signals[i], -1, 5), RESUME);
+    assert_int_equal(run_struck(2, out, SIGUSR1, -1, 5), RESUME); // mpirun passes it on
+    run_well(0, input, out, NULL);
+    check_output(out);
+    free(out);
+}
+
+// ---- limits --------------------------------------------------------------------------------
+
+static void set_limit(int what, rlim_t value, struct rlimit *before)
+{
+    assert_int_equal(getrlimit((__rlimit_resource_t)what, before), 0);
+    const struct rlimit limit = {value, before->rlim_max};
+    assert_int_equal(setrlimit((__rlimit_resource_t)what, &limit), 0);
+}
+
+static void check_error(const run_result *result, const char *cause)
+{
+    if (result->status != FAILED || !strstr(result->err, cause))
+        fail_msg("status %d, no '%s' in:\n%s", result->status, cause, result->err);
+}
+
+// No file may grow beyond a size: the journal cannot take all results.
+static void test_full_disk(void **state)
+{
+    (void)state;
+    struct rlimit before;
+    char *out = output_of("full");
+    signal(SIGXFSZ, SIG_IGN); // the write fails instead, also in the program
+    set_limit(RLIMIT_FSIZE, 20000, &before);
+    run_result result = run_batch(0, input, out, NULL);
+    setrlimit(RLIMIT_FSIZE, &before);
+    signal(SIGXFSZ, SIG_DFL);
+    check_error(&result, "full.jsonl.journal: cannot write: File too large");
+    assert_non_null(strstr(result.err, "to go on: "));
+    run_result_free(&result);
+    assert_in_range(count_lines(run_temp("full.jsonl.journal")), 10, REQUESTS);
+    run_well(0, input, out, NULL);
+    check_output(out);
+    free(out);
+}
+
+// A line of 300 MB (a hole in the file) between two good ones, with 200 MB of memory.
+static void test_long_line(void **state)
+{
+    (void)state;
+    struct rlimit before;
+    char *in = strdup(run_temp("long.jsonl")), *out = output_of("long-out");
+    FILE *file = create(in);
+    write_request(file, 0);
+    fseek(file, 300 << 20, SEEK_CUR);
+    fputc('\n', file);
+    write_request(file, 1);
+    fclose(file);
+    set_limit(RLIMIT_DATA, 200 << 20, &before);
+    run_well(0, in, out, NULL);
+    setrlimit(RLIMIT_DATA, &before);
+    json_t *records = run_load_lines(out);
+    assert_int_equal(json_array_size(records), 3);
+    const json_t *bad = json_array_get(records, 1);
+    assert_int_equal(run_number(bad, "response.status_code"), 400);
+    assert_non_null(
+        strstr(run_text(bad, "response.body.error.message"), "line 2: 314572800 bytes, at most"));
+    assert_int_equal(run_number(json_array_get(records, 2), "response.status_code"), 200);
+    json_decref(records);
+    free(in);
+    free(out);
+}
+
+// ---- bad input -----------------------------------------------------------------------------
+
+#define ENVELOPE(id, body)                                                                         \
+    "{\"custom_id\": \"" id                                                                        \
+    "\", \"method\": \"POST\", \"url\": \"/v1/completions\", \"body\": " body "}"
+
+static void test_bad_lines(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *line;
+        int status;
+        const char *cause;
+    } cases[] = {
+        {ENVELOPE("a", "{\"prompt\": [5, 6]}"), 200, ""},
+        {"what is this", 400, "line 3: request: line 1"},
+        {"\x01\x02\xff\xfe", 400, "line 5: request"},
+        {ENVELOPE("a", "{\"prompt\": [5, 6]}"), 400, "custom_id 'a' was there before"},
+        {ENVELOPE("b", "{\"prompt\": [5, 6], \"max_tokens\": 0}"), 400, "max_tokens"},
+        {ENVELOPE("c", "{\"prompt\": [5, 6], \"model\": \"other\"}"), 400, "'other' is not here"},
+        {ENVELOPE("d", "{\"prompt\": [5, 96]}"), 400, "the vocabulary has 96"},
+        {ENVELOPE("e", "{\"prompt\": \"text\"}"), 400, "tokenizer.json: not found"},
+        {ENVELOPE("f", "{\"prompt\": [5], \"temperature\": \"hot\"}"), 400, "temperature"},
+        {ENVELOPE("g", "7"), 400, "'body' is not an object"},
+        {ENVELOPE("h", "{\"prompt\": [5, 6]}"), 200, ""},
+    };
+    enum { CASES = sizeof cases / sizeof cases[0], TOO_LONG = 128 };
+    char *in = strdup(run_temp("bad.jsonl")), *out = output_of("bad-out");
+    FILE *file = create(in);
+    for (size_t i = 0; i < CASES; i++)
+        fprintf(file, "%s\n\n", cases[i].line); // blank lines count as lines
+    fprintf(file, "{\"custom_id\": \"long\", \"method\": \"POST\", \"url\": \"/v1/completions\", "
+                  "\"body\": {\"prompt\": [5");
+    for (int i = 1; i < TOO_LONG; i++)
+        fprintf(file, ", 5");
+    fprintf(file, "]}}"); // and no line end
+    fclose(file);
+    run_well(2, in, out, NULL);
+    json_t *records = run_load_lines(out);
+    assert_int_equal(json_array_size(records), CASES + 1);
+    for (size_t i = 0; i < CASES; i++) {
+        const json_t *record = json_array_get(records, i);
+        assert_int_equal(run_number(record, "response.status_code"), cases[i].status);
+        if (cases[i].status != 200 &&
+            !strstr(run_text(record, "response.body.error.message"), cases[i].cause) && i != 1 &&
+            i != 2) // blank lines count as lines
+            fail_msg("'%s' is not in: %s", cases[i].cause,
+                     run_text(record, "response.body.error.message"));
+    }
+    assert_non_null(strstr(run_text(json_array_get(records, CASES), "response.body.error.message"),
+                           "128 tokens leave no room"));
+    json_decref(records);
+    free(in);
+    free(out);
+}
+
+// ---- refused -------------------------------------------------------------------------------
+
+static void test_refused(void **state)
+{
+    (void)state;
+    char *out = output_of("refused");
+    run_struck(0, out, SIGKILL, -1, 10);
+    run_result result = run_batch(0, input, out, "--max-tokens=3");
+    check_error(&result, "refused.jsonl.journal: made with other options");
+    run_result_free(&result);
+
+    char *other = strdup(run_temp("other.jsonl"));
+    FILE *file = create(other);
+    write_request(file, 1);
+    fclose(file);
+    result = run_batch(0, other, out, NULL);
+    check_error(&result, "refused.jsonl.journal: of another input");
+    run_result_free(&result);
+    assert_in_range(count_lines(run_temp("refused.jsonl.journal")), 10, REQUESTS + 1);
+
+    result = run_batch(2, input, "/no/such/folder/out.jsonl", NULL);
+    check_error(&result, "/no/such/folder/out.jsonl.journal: cannot open");
+    run_result_free(&result);
+    result = run_batch(0, input, "/tmp", NULL);
+    check_error(&result, "--output /tmp: not a regular file");
+    run_result_free(&result);
+    result = run_batch(0, "/no/input", out, NULL);
+    check_error(&result, "/no/input: cannot open");
+    run_result_free(&result);
+    free(other);
+    free(out);
+}
+
+// Progress of a job that is not on a terminal, and its numbers for Prometheus.
+static void test_status(void **state)
+{
+    (void)state;
+    char *out = output_of("status"), *metrics = strdup(run_temp("losa.prom"));
+    run_args args = {0};
+    run_arg(&args, "batch");
+    run_arg(&args, "--model=%s", run_source("%s", MODEL));
+    run_arg(&args, "-i%s", input);
+    run_arg(&args, "-o%s", out);
+    run_arg(&args, "--metrics-file=%s", metrics);
+    run_result result = run_ok(0, &args, LIMIT);
+    assert_int_equal(result.err_lines, 1);
+    assert_non_null(strstr(result.err, "losa: 200 of 200 done, "));
+    run_result_free(&result);
+    run_args_free(&args);
+    size_t len;
+    char *text = run_read(metrics, &len);
+    assert_non_null(strstr(text, "# TYPE losa_batch_requests_done gauge\n"
+                                 "losa_batch_requests_done 200\n"));
+    assert_non_null(strstr(text, "\nlosa_batch_completion_tokens_total 7"));
+    free(text);
+    assert_int_equal(count_lines(out), REQUESTS); // in any order
+    free(metrics);
+    free(out);
+}
+
+int main(void)
+{
+    if (run_ready())
+        return RUN_SKIP;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ranks),        cmocka_unit_test(test_killed),
+        cmocka_unit_test(test_killed_ranks), cmocka_unit_test(test_signals),
+        cmocka_unit_test(test_full_disk),    cmocka_unit_test(test_long_line),
+        cmocka_unit_test(test_bad_lines),    cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_status),
+    };
+    const int failed = cmocka_run_group_tests_name("batch", tests, prepare, NULL);
+    free(input);
+    free(wanted);
+    return failed;
+}
