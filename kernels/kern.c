@@ -16,6 +16,8 @@ size_t kern_dtype_size(kern_dtype dtype)
         return 2;
     case KERN_I64:
         return 8;
+    case KERN_U8:
+        return 1;
     }
     return 0;
 }
@@ -33,6 +35,8 @@ const char *kern_dtype_name(kern_dtype dtype)
         return "i32";
     case KERN_I64:
         return "i64";
+    case KERN_U8:
+        return "u8";
     }
     return "unknown type";
 }
@@ -109,6 +113,11 @@ kern_dtype kern_dev_weight_dtype(const kern_dev *dev, kern_dtype stored)
 kern_dtype kern_dev_kv_dtype(const kern_dev *dev)
 {
     return dev->ops->kv_dtype(dev);
+}
+
+kern_dtype kern_dev_bound_dtype(const kern_dev *dev, int head_dim)
+{
+    return dev->ops->bound_dtype(dev, head_dim);
 }
 
 static rt_status new_buf(kern_dev *dev, kern_dtype dtype, size_t count, const char *what,

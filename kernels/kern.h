@@ -21,7 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum kern_dtype { KERN_F32, KERN_BF16, KERN_F16, KERN_I32, KERN_I64 } kern_dtype;
+typedef enum kern_dtype { KERN_F32, KERN_BF16, KERN_F16, KERN_I32, KERN_I64, KERN_U8 } kern_dtype;
 size_t kern_dtype_size(kern_dtype dtype);
 const char *kern_dtype_name(kern_dtype dtype);
 
@@ -57,6 +57,8 @@ kern_dtype kern_dev_weight_dtype(const kern_dev *dev, kern_dtype stored);
 void *kern_dev_stream(const kern_dev *dev);
 // The type of K and V in this device's pages: f32 or bf16.
 kern_dtype kern_dev_kv_dtype(const kern_dev *dev);
+// The type of the bounds of this device's pages: f32 or u8 (KV pages, below).
+kern_dtype kern_dev_bound_dtype(const kern_dev *dev, int head_dim);
 
 // A device allocation of `count` elements. Owned by the caller; must not outlive
 // its device. New buffers are zeroed.
@@ -189,6 +191,7 @@ typedef struct kern_batch {
     int sparse_rows, sparse_segs;
     int scan_segs;              // <= sparse_segs
     int mass_segs;              // segments with a seg_mass
+    int write_rows;             // rows with a kv_slot, for callers of kern_kv_write
     int block;                  // tokens in a block
     int page;                   // tokens in a page, a power of two
     int max_pages;              // row length of page_table
@@ -287,11 +290,17 @@ rt_status kern_gather_rows(kern_dev *dev, const kern_gather_rows_args *args);
 // ---- KV pages ------------------------------------------------------------------
 // K and V of one layer: [pages, kv_heads, page, head_dim] each, of the device's KV
 // type. Metadata: the smallest and largest key, as stored, per page, head and channel,
-// after RoPE (QUEST, arXiv 2406.10774): f32 [pages, kv_heads, head_dim] each.
+// after RoPE (QUEST, arXiv 2406.10774): [pages, kv_heads, head_dim] each, of the device's
+// bound type. In 8 bits, runs of KERN_BOUND_GROUP channels share a step of 2^(kstep -
+// KERN_BOUND_BIAS), the least of [1, 20] that spans them; kmin is rounded down and kmax up to
+// (u8 - 128) steps. They bound keys below 127 x 2^7; larger ones saturate.
+
+enum { KERN_BOUND_GROUP = 16, KERN_BOUND_BIAS = 13 };
 
 typedef struct kern_kv {
     kern_buf *k, *v;
     kern_buf *kmin, *kmax;
+    kern_buf *kstep; // u8 [pages, kv_heads, head_dim / KERN_BOUND_GROUP]; NULL with f32 bounds
     int pages, kv_heads, head_dim;
 } kern_kv;
 
@@ -369,15 +378,17 @@ typedef struct kern_kept_lists {
 
 // How the segments of one kind choose their pages.
 typedef struct kern_page_choice {
-    int top;   // pages each row takes by score, >= 1; 0: the kind does not scan
-    bool kept; // the request's kept list is read too
+    int top;    // pages each row takes by score, >= 1; 0: the kind does not scan
+    bool kept;  // the request's kept list is read too
+    int budget; // pages one row may take in all, for the counters
 } kern_page_choice;
 
 // For every sparse segment and list: each active row takes its `top` best pages by
 // score (ties: the lower page); the list is the union over the rows and, where asked
 // for, the kept list, ascending. The first and the last page of the prefix are always
 // in it, and count among the pages that a row takes. Segments of kinds that scan are
-// among the first scan_segs, the others are not.
+// among the first scan_segs, the others are not. What these segments read is added to
+// `counts` (KERN_COUNT_*, below).
 typedef struct kern_page_select_args {
     const kern_buf *score; // as kern_page_score left it, summed over ranks; NULL: none scans
     const kern_batch *batch;
@@ -385,6 +396,7 @@ typedef struct kern_page_select_args {
     kern_page_choice choice[KERN_SEG_KINDS];
     const kern_kept_lists *kept; // NULL: none
     kern_plan *plan;
+    kern_buf *counts; // i64 [segs, KERN_COUNT_N], or NULL
 } kern_page_select_args;
 rt_status kern_page_select(kern_dev *dev, const kern_page_select_args *args);
 
@@ -413,7 +425,7 @@ typedef struct kern_mass_select_args {
 } kern_mass_select_args;
 rt_status kern_mass_select(kern_dev *dev, const kern_mass_select_args *args);
 
-// Adds this layer's reading to counters, per segment.
+// What a layer reads, per segment.
 enum {
     KERN_COUNT_READ,    // prefix tokens read, summed over lists
     KERN_COUNT_PREFIX,  // prefix tokens there are, times lists
@@ -423,11 +435,13 @@ enum {
     KERN_COUNT_BUDGET,  // pages one row may take there, times lists
     KERN_COUNT_N
 };
+
+// Adds to counters what the segments without a page plan read in `layers` layers: their
+// whole prefix, that of their last row (the rows of a prefill chunk share one reading).
 typedef struct kern_plan_count_args {
     const kern_batch *batch;
-    const kern_plan *plan;
-    int top[KERN_SEG_KINDS]; // pages one row may take in a sparse segment of this kind
-    kern_buf *counts;        // i64 [segs, KERN_COUNT_N]
+    int lists, layers;
+    kern_buf *counts; // i64 [segs, KERN_COUNT_N]
 } kern_plan_count_args;
 rt_status kern_plan_count(kern_dev *dev, const kern_plan_count_args *args);
 

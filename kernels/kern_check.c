@@ -137,8 +137,15 @@ rt_status kern_check_kv_meta(const kern_check *check, const kern_kv *kv)
 {
     RT_TRY(check_kv_shape(check, kv));
     const size_t dims[] = {(size_t)kv->pages, (size_t)kv->kv_heads, (size_t)kv->head_dim};
-    RT_TRY(kern_check_buf(check, "kv.kmin", kv->kmin, KERN_F32, 3, dims));
-    return kern_check_buf(check, "kv.kmax", kv->kmax, KERN_F32, 3, dims);
+    const kern_dtype dtype = kern_dev_bound_dtype(check->dev, kv->head_dim);
+    RT_TRY(kern_check_buf(check, "kv.kmin", kv->kmin, dtype, 3, dims));
+    RT_TRY(kern_check_buf(check, "kv.kmax", kv->kmax, dtype, 3, dims));
+    if (dtype == KERN_F32)
+        return kv->kstep
+                   ? RT_FAIL(RT_ERR_INVALID, "%s: kv.kstep: these bounds have no steps", check->op)
+                   : RT_OK;
+    const size_t groups[] = {dims[0], dims[1], dims[2] / KERN_BOUND_GROUP};
+    return kern_check_buf(check, "kv.kstep", kv->kstep, dtype, 3, groups);
 }
 
 rt_status kern_check_heads(const kern_check *check, int heads, int kv_heads, int head_dim)

@@ -74,6 +74,7 @@ typedef struct kern_ops {
     void (*close)(kern_dev *dev); // frees what the backend attached to the device
     kern_dtype (*weight_dtype)(const kern_dev *dev, kern_dtype stored);
     kern_dtype (*kv_dtype)(const kern_dev *dev);
+    kern_dtype (*bound_dtype)(const kern_dev *dev, int head_dim);
     rt_status (*alloc)(kern_dev *dev, size_t bytes, const char *what, void **out);
     void (*release)(kern_dev *dev, void *ptr);
     rt_status (*alloc_shared)(kern_dev *dev, size_t bytes, const char *what, void **out);

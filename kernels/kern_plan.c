@@ -92,6 +92,8 @@ rt_status kern_page_select(kern_dev *dev, const kern_page_select_args *args)
         KERN_TRY_INT(&check, args, choice[kind].top, 0, INT_MAX);
     if (batch->scan_segs > 0)
         RT_TRY(check_score(&check, args->score, batch, args->plan, args->score_lists));
+    if (args->counts)
+        KERN_TRY_BUF(&check, args, counts, KERN_I64, (size_t)batch->segs, KERN_COUNT_N);
     if (args->kept) {
         RT_TRY(kern_check_batch(&check, batch, KERN_NEED_SEG_SLOT));
         RT_TRY(check_kept(&check, args->kept));
@@ -151,13 +153,11 @@ rt_status kern_plan_count(kern_dev *dev, const kern_plan_count_args *args)
 {
     KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_plan_count", dev};
-    RT_TRY(kern_check_batch(&check, args->batch,
-                            KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_SEG_KIND));
+    RT_TRY(kern_check_batch(&check, args->batch, KERN_NEED_POS | KERN_NEED_SEG_ROW0));
     if (args->batch->rows == 0)
         return RT_OK;
-    RT_TRY(kern_check_plan(&check, args->batch, args->plan));
-    for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
-        KERN_TRY_INT(&check, args, top[kind], 0, INT_MAX);
+    KERN_TRY_INT(&check, args, lists, 1, INT_MAX);
+    KERN_TRY_INT(&check, args, layers, 0, INT_MAX);
     KERN_TRY_BUF(&check, args, counts, KERN_I64, (size_t)args->batch->segs, KERN_COUNT_N);
     return dev->ops->plan_count(dev, args);
 }

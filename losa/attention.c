@@ -8,6 +8,7 @@ rt_status losa_begin(losa_state *s, int segs)
 {
     RT_CHECK_ARG(segs >= 0 && segs <= s->limits.segs);
     s->forward++;
+    s->planned_segs = -1;
     return kern_fill_zero(s->counts, (size_t)segs * KERN_COUNT_N);
 }
 
@@ -79,6 +80,7 @@ static rt_status choose_pages(losa_state *s, const losa_layer_args *args, const 
         .list0 = s->list0,
         .kept = s->measures ? &s->layers[args->layer].kept : NULL,
         .plan = &s->plan,
+        .counts = s->counts,
     };
     for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
         select.choice[kind] = s->reading[kind].choice;
@@ -119,17 +121,6 @@ static rt_status keep_pages(losa_state *s, int layer, const kern_batch *batch)
     return losa_mark(s, LOSA_STAGE_MASS);
 }
 
-static rt_status count_plan(losa_state *s, const kern_batch *batch)
-{
-    kern_plan_count_args count = {.batch = batch, .plan = &s->plan, .counts = s->counts};
-    for (int kind = 0; kind < KERN_SEG_KINDS; kind++) {
-        const kern_page_choice choice = s->reading[kind].choice;
-        const int kept = choice.kept ? losa_pages_of(&s->config, s->config.budget) : 0;
-        count.top[kind] = choice.top + kept;
-    }
-    return kern_plan_count(s->group.dev, &count);
-}
-
 // All ranks must hold the same plan. In scope `head` the lists are the rank's own,
 // and only the active sets are compared.
 static rt_status check_plan(losa_state *s, int layer, const kern_batch *batch)
@@ -158,10 +149,32 @@ static rt_status check_plan(losa_state *s, int layer, const kern_batch *batch)
     return comm_agree(s->group.comm, agrees);
 }
 
-static rt_status make_plan(losa_state *s, const losa_layer_args *args, const kern_batch *batch)
+// Who reads the prefix. By a rule that looks at no change of the tokens it is the same in
+// all layers that follow a plan, or in all dense ones: then the first of them asks for all,
+// as it does for the counters of the segments without a plan.
+static rt_status choose_readers(losa_state *s, const losa_layer_args *args, const kern_batch *batch)
 {
+    const bool known = s->planned_segs == batch->sparse_segs;
+    s->planned_segs = batch->sparse_segs;
+    if (!known) {
+        const int layers = s->limits.layers;
+        const int dense = s->config.dense_layers < layers ? s->config.dense_layers : layers;
+        const bool differ = args->batch->sparse_segs > 0;
+        const kern_plan_count_args count = {
+            .batch = batch,
+            .lists = s->plan.lists,
+            .layers = !differ               ? layers
+                      : args->layer < dense ? dense
+                                            : layers - dense,
+            .counts = s->counts,
+        };
+        RT_TRY(kern_plan_count(s->group.dev, &count));
+        RT_TRY(losa_mark(s, LOSA_STAGE_COUNT));
+    }
     if (s->needs_delta)
         RT_TRY(measure_locality(s, args, batch));
+    if (known && !s->needs_delta)
+        return RT_OK;
     const kern_active_args active = {
         .batch = batch,
         .delta = s->delta,
@@ -170,15 +183,18 @@ static rt_status make_plan(losa_state *s, const losa_layer_args *args, const ker
         .plan = &s->plan,
     };
     RT_TRY(kern_active(s->group.dev, &active));
-    RT_TRY(losa_mark(s, LOSA_STAGE_ACTIVE));
+    return losa_mark(s, LOSA_STAGE_ACTIVE);
+}
+
+static rt_status make_plan(losa_state *s, const losa_layer_args *args, const kern_batch *batch)
+{
+    RT_TRY(choose_readers(s, args, batch));
     const bool sparse = batch->sparse_segs > 0;
     if (sparse)
         RT_TRY(choose_pages(s, args, batch));
     if (sparse && s->config.check_plans)
         RT_TRY(check_plan(s, args->layer, batch));
-    RT_TRY(losa_show(s, args->layer, batch));
-    RT_TRY(count_plan(s, batch));
-    return losa_mark(s, LOSA_STAGE_COUNT);
+    return losa_show(s, args->layer, batch);
 }
 
 rt_status losa_layer(losa_state *s, const losa_layer_args *args)
@@ -190,8 +206,10 @@ rt_status losa_layer(losa_state *s, const losa_layer_args *args)
 
     const kern_kv_write_args write = {
         .qkv = args->qkv, .kv = args->kv, .batch = &batch, .heads = s->heads};
-    RT_TRY(kern_kv_write(s->group.dev, &write));
-    RT_TRY(losa_mark(s, LOSA_STAGE_WRITE));
+    if (batch.write_rows > 0) {
+        RT_TRY(kern_kv_write(s->group.dev, &write));
+        RT_TRY(losa_mark(s, LOSA_STAGE_WRITE));
+    }
     RT_TRY(make_plan(s, args, &batch));
 
     const float scale = 1.0f / sqrtf((float)s->limits.head_dim);

@@ -34,6 +34,7 @@ struct losa_state {
     bool scans, measures; // some kind does
     int prev_cols;
     long long forward; // number of losa_begin, for messages
+    int planned_segs;  // sparse segments for which the plan's active rows hold; -1: none
     layer_cache *layers;
     kern_plan plan;
     kern_buf *delta;    // f32 [rows]

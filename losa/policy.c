@@ -96,6 +96,7 @@ losa_reading losa_reading_of(const losa_config *config, int seg_kind)
         r.choice.top = losa_pages_of(config, config->budget);
     else if (small_scan)
         r.choice.top = losa_pages_of(config, config->scan_budget);
+    r.choice.budget = r.choice.top + (r.choice.kept ? losa_pages_of(config, config->budget) : 0);
     return r;
 }
 

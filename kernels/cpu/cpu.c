@@ -28,6 +28,13 @@ static kern_dtype cpu_kv_dtype(const kern_dev *dev)
     return KERN_F32;
 }
 
+static kern_dtype cpu_bound_dtype(const kern_dev *dev, int head_dim)
+{
+    (void)dev;
+    (void)head_dim;
+    return KERN_F32;
+}
+
 static rt_status cpu_alloc(kern_dev *dev, size_t bytes, const char *what, void **out)
 {
     (void)dev;
@@ -85,6 +92,7 @@ static rt_status cpu_poll(kern_dev *dev, bool *idle)
 static const kern_ops cpu_ops = {.close = cpu_close,
                                  .weight_dtype = cpu_weight_dtype,
                                  .kv_dtype = cpu_kv_dtype,
+                                 .bound_dtype = cpu_bound_dtype,
                                  .alloc = cpu_alloc,
                                  .release = cpu_release,
                                  .alloc_shared = cpu_alloc,

@@ -183,35 +183,21 @@ rt_status kern_cpu_active(kern_dev *dev, const kern_active_args *args)
 
 // ---- statistics ------------------------------------------------------------------
 
-// The prefix of a segment is that of its last row: a prefill chunk counts what its
-// longest-sighted row reads, since all its rows share that reading. Without active
-// rows nothing is read or scanned, and there is no budget.
 rt_status kern_cpu_plan_count(kern_dev *dev, const kern_plan_count_args *args)
 {
     (void)dev;
     const kern_batch *batch = args->batch;
-    for (int seg = 0; seg < batch->segs; seg++) {
+    const int32_t *seg_row0 = kern_ci32(batch->seg_row0);
+    for (int seg = batch->sparse_segs; seg < batch->segs; seg++) {
         int64_t *count = (int64_t *)args->counts->ptr + (size_t)seg * KERN_COUNT_N;
-        const int lists = args->plan->lists;
-        const int active = kern_ci32(args->plan->act_count)[seg];
-        const int last_row = kern_ci32(batch->seg_row0)[seg + 1] - 1;
-        if (last_row < kern_ci32(batch->seg_row0)[seg])
+        const int rows = seg_row0[seg + 1] - seg_row0[seg];
+        if (rows == 0)
             continue;
-        const int prefix = plan_prefix(batch, last_row);
-        const int pages = plan_pages(batch, prefix);
-        count[KERN_COUNT_PREFIX] += (int64_t)prefix * lists;
-        count[KERN_COUNT_ACTIVE] += active;
-        const bool sparse = seg < batch->sparse_segs;
-        for (int list = 0; active > 0 && list < lists; list++) {
-            const plan_list entry = plan_pages_of(batch, args->plan, seg, list);
-            count[KERN_COUNT_READ] += plan_list_tokens(batch, entry, prefix);
-            if (!sparse)
-                continue;
-            const int kind = kern_ci32(batch->seg_kind)[seg];
-            count[KERN_COUNT_SCANNED] += seg < batch->scan_segs ? pages : 0;
-            count[KERN_COUNT_UNION] += entry.count < 0 ? pages : entry.count;
-            count[KERN_COUNT_BUDGET] += plan_budget(args->top[kind], pages);
-        }
+        const int64_t read =
+            (int64_t)plan_prefix(batch, seg_row0[seg + 1] - 1) * args->lists * args->layers;
+        count[KERN_COUNT_PREFIX] += read;
+        count[KERN_COUNT_READ] += read;
+        count[KERN_COUNT_ACTIVE] += (int64_t)rows * args->layers;
     }
     return RT_OK;
 }

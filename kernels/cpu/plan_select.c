@@ -158,6 +158,28 @@ static rt_status check_choices(const kern_page_select_args *args)
     return RT_OK;
 }
 
+// Without active rows nothing is read or scanned, and there is no budget.
+static void count_segment(const kern_page_select_args *args, int seg)
+{
+    const kern_batch *batch = args->batch;
+    const kern_plan *plan = args->plan;
+    int64_t *count = (int64_t *)args->counts->ptr + (size_t)seg * KERN_COUNT_N;
+    const int row = kern_ci32(batch->seg_row0)[seg];
+    if (kern_ci32(batch->seg_row0)[seg + 1] == row)
+        return;
+    const int active = kern_ci32(plan->act_count)[seg];
+    const int prefix = plan_prefix(batch, row), pages = plan_pages(batch, prefix);
+    count[KERN_COUNT_PREFIX] += (int64_t)prefix * plan->lists;
+    count[KERN_COUNT_ACTIVE] += active;
+    for (int list = 0; active > 0 && list < plan->lists; list++) {
+        const plan_list entry = plan_pages_of(batch, plan, seg, list);
+        count[KERN_COUNT_READ] += plan_list_tokens(batch, entry, prefix);
+        count[KERN_COUNT_SCANNED] += seg < batch->scan_segs ? pages : 0;
+        count[KERN_COUNT_UNION] += entry.count;
+        count[KERN_COUNT_BUDGET] += plan_budget(choice_of(args, seg).budget, pages);
+    }
+}
+
 rt_status kern_cpu_page_select(kern_dev *dev, const kern_page_select_args *args)
 {
     const kern_batch *batch = args->batch;
@@ -168,6 +190,8 @@ rt_status kern_cpu_page_select(kern_dev *dev, const kern_page_select_args *args)
     select_run run = {dev, args};
     const size_t lists = (size_t)batch->sparse_segs * (size_t)args->plan->lists;
     kern_cpu_run(dev, lists, lists * (size_t)args->plan->act_cap * width, select_list, &run);
+    for (int seg = 0; args->counts && seg < batch->sparse_segs; seg++)
+        count_segment(args, seg);
     return RT_OK;
 }
 

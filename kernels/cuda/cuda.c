@@ -97,6 +97,7 @@ static void cuda_close(kern_dev *dev)
     cudaFreeHost(cuda->staging.memory);
     cudaFree(cuda->blas_workspace);
     cudaFree(cuda->ctx.workspace);
+    cudaFree(cuda->ctx.arrivals);
     if (cuda->ctx.stream)
         cudaStreamDestroy(cuda->ctx.stream);
     rt_free(cuda);
@@ -110,6 +111,13 @@ static kern_dtype cuda_weight_dtype(const kern_dev *dev, kern_dtype stored)
 static kern_dtype cuda_kv_dtype(const kern_dev *dev)
 {
     return kern_cuda_of(dev)->precision == KERN_PRECISION_F32 ? KERN_F32 : KERN_BF16;
+}
+
+// 8 bits where plan_scan.cu can multiply them.
+static kern_dtype cuda_bound_dtype(const kern_dev *dev, int head_dim)
+{
+    const bool fits = head_dim == 64 || head_dim == 128 || head_dim == 256;
+    return fits && cuda_kv_dtype(dev) == KERN_BF16 ? KERN_U8 : KERN_F32;
 }
 
 static rt_status cuda_alloc(kern_dev *dev, size_t bytes, const char *what, void **out)
@@ -293,11 +301,21 @@ static rt_status check_page_score(const kern_page_score_args *args)
     return check_dim("kern_page_score", args->kv.head_dim);
 }
 
+static rt_status check_kv_write(const kern_kv_write_args *args)
+{
+    if (args->batch->page > KERN_CUDA_MAX_PAGE)
+        return RT_FAIL(RT_ERR_UNSUPPORTED,
+                       "kern_kv_write: batch.page is %d, the CUDA kernels take up to %d",
+                       args->batch->page, KERN_CUDA_MAX_PAGE);
+    return RT_OK;
+}
+
 #define CHECK_OF(args, a)                                                                          \
     _Generic((a), const kern_attn_prefix_args *                                                    \
              : check_attn_prefix, const kern_attn_merge_args *                                     \
              : check_attn_merge, const kern_page_score_args *                                      \
-             : check_page_score, default                                                           \
+             : check_page_score, const kern_kv_write_args *                                        \
+             : check_kv_write, default                                                             \
              : check_nothing)(a)
 
 #define CUDA_OP(name, args)                                                                        \
@@ -313,6 +331,7 @@ KERN_CUDA_LAUNCH_MAP(CUDA_OP)
 static const kern_ops cuda_ops = {.close = cuda_close,
                                   .weight_dtype = cuda_weight_dtype,
                                   .kv_dtype = cuda_kv_dtype,
+                                  .bound_dtype = cuda_bound_dtype,
                                   .alloc = cuda_alloc,
                                   .release = cuda_release,
                                   .alloc_shared = cuda_alloc_shared,
@@ -361,6 +380,9 @@ static rt_status open_all(kern_dev *dev)
     CUDA_TRY(dev, cudaStreamCreateWithFlags(&ctx->stream, cudaStreamNonBlocking));
     CUDA_TRY(dev, cudaMalloc(&ctx->workspace, WORKSPACE));
     ctx->workspace_bytes = WORKSPACE;
+    const size_t arrivals = KERN_CUDA_ARRIVALS * sizeof *ctx->arrivals;
+    CUDA_TRY(dev, cudaMalloc((void **)&ctx->arrivals, arrivals));
+    CUDA_TRY(dev, cudaMemset(ctx->arrivals, 0, arrivals));
     CUDA_TRY(dev, kern_cuda_launch_probe(ctx));
     RT_TRY(open_staging(dev));
     return open_blas(dev);

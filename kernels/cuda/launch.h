@@ -21,12 +21,13 @@ typedef struct kern_cuda_ctx {
     bool wgmma;      // Hopper's matrix instructions
     void *workspace; // of operations on the stream, reused by each
     size_t workspace_bytes;
+    unsigned *arrivals; // [KERN_CUDA_ARRIVALS] counts of blocks, 0 between kernels
 } kern_cuda_ctx;
 
-enum { KERN_CUDA_NO_ROOM = -1 };
+enum { KERN_CUDA_NO_ROOM = -1, KERN_CUDA_ARRIVALS = 4096 };
 
-// Largest head_dim that the attention kernels take.
-enum { KERN_CUDA_MAX_DIM = 256 };
+// Largest head_dim that the attention kernels take, and page that is written.
+enum { KERN_CUDA_MAX_DIM = 256, KERN_CUDA_MAX_PAGE = 256 };
 
 // Every operation but linear, which is cuBLAS: X(name, argument struct).
 #define KERN_CUDA_LAUNCH_MAP(X)                                                                    \

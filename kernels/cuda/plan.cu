@@ -9,6 +9,7 @@ __global__ void locality_kernel(const float *x, float *prev, float *delta, batch
                                 int stride, float scale)
 {
     __shared__ float shared[WARP];
+    begin_kernel();
     const int row = blockIdx.x, slot = b.cache_slot[row];
     float sum = 0.0f;
     for (int c = threadIdx.x; slot >= 0 && c < cols; c += blockDim.x) {
@@ -24,10 +25,9 @@ __global__ void locality_kernel(const float *x, float *prev, float *delta, batch
 
 extern "C" int kern_cuda_launch_locality(const kern_cuda_ctx *ctx, const kern_locality_args *a)
 {
-    locality_kernel<<<a->batch->rows, 256, 0, ctx->stream>>>(ptr<float>(a->x), ptr<float>(a->prev),
-                                                             ptr<float>(a->delta), view(a->batch),
-                                                             a->cols, a->stride, a->scale);
-    return cudaGetLastError();
+    return enqueue(ctx, locality_kernel, dim3(a->batch->rows), 256, 0, ptr<float>(a->x),
+                   ptr<float>(a->prev), ptr<float>(a->delta), view(a->batch), a->cols, a->stride,
+                   a->scale);
 }
 
 // ---- active set ------------------------------------------------------------------
@@ -70,6 +70,7 @@ __device__ static bool is_active(const active_view &a, const batch_view &b, int 
 __global__ void active_kernel(active_view a, batch_view b, plan_view p)
 {
     __shared__ int shared[WARP];
+    begin_kernel();
     const int seg = blockIdx.x, first = b.seg_row0[seg], end = b.seg_row0[seg + 1];
     const bool sparse = seg < b.sparse_segs;
     const bool all = !sparse || b.seg_kind[seg] != KERN_SEG_STEP;
@@ -92,10 +93,10 @@ __global__ void active_kernel(active_view a, batch_view b, plan_view p)
 extern "C" int kern_cuda_launch_active(const kern_cuda_ctx *ctx, const kern_active_args *a)
 {
     const active_view v = {ptr<float>(a->delta), (int)a->rule, a->k};
-    if (a->batch->segs > 0)
-        active_kernel<<<a->batch->segs, 128, 0, ctx->stream>>>(v, view(a->batch),
-                                                               view(a->plan, a->batch));
-    return cudaGetLastError();
+    if (a->batch->segs == 0)
+        return 0;
+    return enqueue(ctx, active_kernel, dim3(a->batch->segs), 128, 0, v, view(a->batch),
+                   view(a->plan, a->batch));
 }
 
 // ---- attention mass ----------------------------------------------------------------
@@ -158,44 +159,26 @@ extern "C" int kern_cuda_launch_page_mass(const kern_cuda_ctx *ctx, const kern_p
 
 // ---- statistics ------------------------------------------------------------------
 
-struct count_view {
-    int top[KERN_SEG_KINDS];
-    long long *counts;
-};
-
-// The prefix of a segment is that of its last row (kernels/cpu/plan.c).
-__global__ void plan_count_kernel(count_view a, batch_view b, plan_view p)
+__global__ void plan_count_kernel(batch_view b, int lists, int layers, long long *counts)
 {
-    const int seg = blockIdx.x * blockDim.x + threadIdx.x;
+    begin_kernel();
+    const int seg = b.sparse_segs + blockIdx.x * blockDim.x + threadIdx.x;
     if (seg >= b.segs || b.seg_row0[seg + 1] <= b.seg_row0[seg])
         return;
-    long long *count = a.counts + (size_t)seg * KERN_COUNT_N;
-    const int active = p.act_count[seg], prefix = b.prefix(b.seg_row0[seg + 1] - 1);
-    const int pages = b.pages_of(prefix);
-    count[KERN_COUNT_PREFIX] += (long long)prefix * p.lists;
-    count[KERN_COUNT_ACTIVE] += active;
-    for (int l = 0; active > 0 && l < p.lists; l++) {
-        int listed;
-        const int *list = p.list(seg, l, &listed);
-        count[KERN_COUNT_READ] += list_tokens(b, list, listed, prefix);
-        if (seg >= b.sparse_segs)
-            continue;
-        count[KERN_COUNT_SCANNED] += seg < b.scan_segs ? pages : 0;
-        count[KERN_COUNT_UNION] += listed < 0 ? pages : listed;
-        count[KERN_COUNT_BUDGET] += plan_budget(a.top[b.seg_kind[seg]], pages);
-    }
+    long long *count = counts + (size_t)seg * KERN_COUNT_N;
+    const long long read = (long long)b.prefix(b.seg_row0[seg + 1] - 1) * lists * layers;
+    count[KERN_COUNT_PREFIX] += read;
+    count[KERN_COUNT_READ] += read;
+    count[KERN_COUNT_ACTIVE] += (long long)(b.seg_row0[seg + 1] - b.seg_row0[seg]) * layers;
 }
 
 extern "C" int kern_cuda_launch_plan_count(const kern_cuda_ctx *ctx, const kern_plan_count_args *a)
 {
-    count_view v;
-    for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
-        v.top[kind] = a->top[kind];
-    v.counts = ptr<long long>(a->counts);
-    if (a->batch->segs > 0)
-        plan_count_kernel<<<blocks_of(a->batch->segs, 64), 64, 0, ctx->stream>>>(
-            v, view(a->batch), view(a->plan, a->batch));
-    return cudaGetLastError();
+    const int segs = a->batch->segs - a->batch->sparse_segs;
+    if (segs == 0)
+        return 0;
+    return enqueue(ctx, plan_count_kernel, dim3(blocks_of(segs, 64)), 64, 0, view(a->batch),
+                   a->lists, a->layers, ptr<long long>(a->counts));
 }
 
 // FNV-1a is a chain: the lanes only fetch the words ahead.
@@ -215,6 +198,7 @@ __device__ static unsigned fnv1a(unsigned hash, const int *words, int count)
 
 __global__ void plan_checksum_kernel(batch_view b, plan_view p, bool with_pages, int *out)
 {
+    begin_kernel();
     unsigned hash = 2166136261u;
     for (int seg = 0; seg < b.sparse_segs; seg++) {
         hash = fnv1a(hash, p.act_count + seg, 1);
@@ -236,7 +220,6 @@ __global__ void plan_checksum_kernel(batch_view b, plan_view p, bool with_pages,
 extern "C" int kern_cuda_launch_plan_checksum(const kern_cuda_ctx *ctx,
                                               const kern_plan_checksum_args *a)
 {
-    plan_checksum_kernel<<<1, WARP, 0, ctx->stream>>>(view(a->batch), view(a->plan, a->batch),
-                                                      a->pages, ptr<int>(a->out));
-    return cudaGetLastError();
+    return enqueue(ctx, plan_checksum_kernel, dim3(1), WARP, 0, view(a->batch),
+                   view(a->plan, a->batch), a->pages, ptr<int>(a->out));
 }

@@ -97,6 +97,7 @@ static void fill_row(rt_batch *b, const rt_batch_args *args, int seg, int row, i
     b->host[RT_BATCH_POS][row] = pos;
     b->host[RT_BATCH_ROW_STATE][row] = slot->state[pos];
     b->host[RT_BATCH_ROW_SEG][row] = seg;
+    b->kern.write_rows += !denoised;
     b->host[RT_BATCH_KV_SLOT][row] =
         denoised ? -1 : slot->pages[pos / args->page] * args->page + pos % args->page;
     b->host[RT_BATCH_CACHE_SLOT][row] =
@@ -159,6 +160,7 @@ static rt_status measure(rt_batch *b, const rt_batch_args *args)
     b->kern.sparse_segs = args->sparse;
     b->kern.scan_segs = args->scan;
     b->kern.mass_segs = 0;
+    b->kern.write_rows = 0;
     b->kern.block = args->block;
     b->kern.page = args->page;
     b->kern.max_pages = args->recorded ? round_pages(b, pages) : pages;

@@ -13,8 +13,11 @@ static rt_status open_layer(kern_dev *dev, const rt_kvcache_shape *s, kern_kv *k
     const kern_dtype dtype = kern_dev_kv_dtype(dev);
     RT_TRY(kern_buf_new(dev, dtype, tokens, "KV pages", &kv->k));
     RT_TRY(kern_buf_new(dev, dtype, tokens, "KV pages", &kv->v));
-    RT_TRY(kern_buf_new(dev, KERN_F32, meta, "page metadata", &kv->kmin));
-    return kern_buf_new(dev, KERN_F32, meta, "page metadata", &kv->kmax);
+    const kern_dtype bound = kern_dev_bound_dtype(dev, s->head_dim);
+    if (bound == KERN_U8)
+        RT_TRY(kern_buf_new(dev, bound, meta / KERN_BOUND_GROUP, "page metadata", &kv->kstep));
+    RT_TRY(kern_buf_new(dev, bound, meta, "page metadata", &kv->kmin));
+    return kern_buf_new(dev, bound, meta, "page metadata", &kv->kmax);
 }
 
 static rt_status open_all(kern_dev *dev, const rt_kvcache_shape *s, rt_kvcache *c)
@@ -44,6 +47,7 @@ void rt_kvcache_close(rt_kvcache *c)
         kern_buf_free(c->kv[l].v);
         kern_buf_free(c->kv[l].kmin);
         kern_buf_free(c->kv[l].kmax);
+        kern_buf_free(c->kv[l].kstep);
     }
     rt_free(c->kv);
     *c = (rt_kvcache){0};

@@ -51,9 +51,10 @@ static void sum_results(const rt_engine *e, Pb__Result *const *results, rt_stats
     st->active_share = ratio(sum.active_later, sum.rows_later, 1);
     st->union_inflation = ratio(sum.union_pages, sum.budget_pages, 1);
     st->prefix_tokens_read = sum.read_total;
+    const kern_dtype bound = kern_dev_bound_dtype(e->dev, e->config.head_dim);
     st->prefix_bytes_read =
-        values_per_list(e) *
-        (sum.read_total * kern_dtype_size(kern_dev_kv_dtype(e->dev)) + sum.scanned * sizeof(float));
+        values_per_list(e) * (sum.read_total * kern_dtype_size(kern_dev_kv_dtype(e->dev)) +
+                              sum.scanned * kern_dtype_size(bound));
     st->exchange_bytes = sum.exchange_bytes;
 }
 

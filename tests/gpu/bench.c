@@ -28,10 +28,32 @@ int bench_sets(size_t bytes)
     return sets > BENCH_SETS ? BENCH_SETS : (int)sets;
 }
 
-// By doubling what the first part holds.
+// The first `part` of `count` elements, again and again.
+static void spread(kern_buf *buf, size_t part, size_t count)
+{
+    for (size_t have = part; have < count; have *= 2)
+        KT_OK(kern_copy(buf, have, buf, 0, count - have < have ? count - have : have));
+}
+
+enum { PART = 1 << 20 };
+
+kern_buf *bench_bytes(size_t count, int least, int most)
+{
+    kt_rng rng = {count};
+    const size_t part = count < PART ? count : PART;
+    uint8_t *values = kt_alloc(part, 1);
+    for (size_t i = 0; i < part; i++)
+        values[i] = (uint8_t)kt_int(&rng, least, most);
+    kern_buf *buf;
+    KT_OK(kern_buf_new(pt_gpu[PT_BF16], KERN_U8, count, "bench", &buf));
+    KT_OK(kern_write(buf, 0, values, part));
+    spread(buf, part, count);
+    rt_free(values);
+    return buf;
+}
+
 kern_buf *bench_random(kern_dtype dtype, size_t count)
 {
-    enum { PART = 1 << 20 };
     kern_dev *dev = pt_gpu[PT_BF16];
     kt_rng rng = {count};
     const size_t part = count < PART ? count : PART;
@@ -40,8 +62,7 @@ kern_buf *bench_random(kern_dtype dtype, size_t count)
     KT_OK(kern_buf_new(dev, dtype, count, "bench", &buf));
     KT_OK(kern_upload(&(kern_upload_args){
         .dst = buf, .src = values, .dtype = KERN_F32, .rows = 1, .cols = part, .stride = part}));
-    for (size_t have = part; have < count; have *= 2)
-        KT_OK(kern_copy(buf, have, buf, 0, count - have < have ? count - have : have));
+    spread(buf, part, count);
     rt_free(values);
     return buf;
 }

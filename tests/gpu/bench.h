@@ -11,8 +11,9 @@ enum { BENCH_L2_BYTES = 200 << 20, BENCH_SETS = 16 };
 // How many sets of buffers of so many bytes are to be rotated over.
 int bench_sets(size_t bytes);
 
-// bf16 or f32 random values, integers; on the bf16 device.
+// bf16 or f32 random values, u8 in [least, most], integers; on the bf16 device.
 kern_buf *bench_random(kern_dtype dtype, size_t count);
+kern_buf *bench_bytes(size_t count, int least, int most);
 kern_buf *bench_ints(const int32_t *values, size_t count);
 
 // Microseconds of a call; call(ctx, i) enqueues the i-th.

@@ -77,13 +77,13 @@ static attn_bench *open_attn(int requests, int block, int prefix, int active)
     open_batch(b, requests, block, prefix, active);
     const size_t rows = (size_t)(requests * block), pages = (size_t)(requests * (prefix / PAGE));
     const size_t meta = pages * KV_HEADS * DIM;
-    const kern_dtype bounds = KERN_F32;
     b->sets = bench_sets(4 * meta * PAGE);
     for (int i = 0; i < b->sets; i++)
         b->kv[i] = (kern_kv){bench_random(KERN_BF16, meta * PAGE),
                              bench_random(KERN_BF16, meta * PAGE),
-                             bench_random(bounds, meta),
-                             bench_random(bounds, meta),
+                             bench_bytes(meta, 1, 127), // of either sign
+                             bench_bytes(meta, 129, 255),
+                             bench_bytes(meta / KERN_BOUND_GROUP, 7, 8),
                              (int)pages,
                              KV_HEADS,
                              DIM};
@@ -114,6 +114,7 @@ static void close_attn(attn_bench *b)
         kern_buf_free(b->kv[i].v);
         kern_buf_free(b->kv[i].kmin);
         kern_buf_free(b->kv[i].kmax);
+        kern_buf_free(b->kv[i].kstep);
     }
     rt_free(b);
 }
@@ -154,7 +155,7 @@ static void call_select(void *ctx, int i)
                                   .kept = &b->kept,
                                   .plan = &b->plan};
     for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
-        args.choice[kind] = (kern_page_choice){b->top, b->keeps > 0};
+        args.choice[kind] = (kern_page_choice){b->top, b->keeps > 0, 0};
     KT_OK(kern_page_select(pt_gpu[PT_BF16], &args));
 }
 

@@ -5,7 +5,7 @@
 #ifndef TESTS_KERN_ATTN_CASE_H
 #define TESTS_KERN_ATTN_CASE_H
 
-#include "tests/kern/kern_testing.h"
+#include "tests/kern/bounds.h"
 
 typedef struct ac_shape {
     int block, page, heads, kv_heads, dim, lists;
@@ -203,6 +203,25 @@ static inline kern_buf *ac_upload_kv(kern_dev *dev, const float *data, size_t co
     return buf;
 }
 
+// Bounds in the type of the device's.
+static inline void ac_upload_bounds(kern_dev *dev, const ac_case *c, size_t count, kern_kv *kv)
+{
+    if (kern_dev_bound_dtype(dev, c->shape.dim) == KERN_F32) {
+        kv->kmin = kt_in_f32(dev, c->kmin, count);
+        kv->kmax = kt_in_f32(dev, c->kmax, count);
+        return;
+    }
+    uint8_t *low = kt_alloc(count, 1), *high = kt_alloc(count, 1);
+    uint8_t *step = kt_alloc(count / KERN_BOUND_GROUP, 1);
+    bd_narrow(c->kmin, c->kmax, count, low, high, step);
+    kv->kmin = kt_in(dev, KERN_U8, low, count);
+    kv->kmax = kt_in(dev, KERN_U8, high, count);
+    kv->kstep = kt_in(dev, KERN_U8, step, count / KERN_BOUND_GROUP);
+    rt_free(low);
+    rt_free(high);
+    rt_free(step);
+}
+
 // Selection in which segments of every kind scan for `top` pages.
 static inline kern_page_select_args ac_select(kern_buf *score, ac_dev *d, int score_lists,
                                               int list0, int top)
@@ -246,22 +265,33 @@ static inline ac_dev ac_upload(const ac_case *c, kern_dev *dev)
                          .page_count = kt_in_i32(dev, c->list_count, lists)};
     d.kv = (kern_kv){.k = ac_upload_kv(dev, c->k, meta * (size_t)c->shape.page),
                      .v = ac_upload_kv(dev, c->v, meta * (size_t)c->shape.page),
-                     .kmin = kt_in_f32(dev, c->kmin, meta),
-                     .kmax = kt_in_f32(dev, c->kmax, meta),
                      .pages = c->pages,
                      .kv_heads = c->shape.kv_heads,
                      .head_dim = c->shape.dim};
+    ac_upload_bounds(dev, c, meta, &d.kv);
     d.qkv = kt_in_f32(dev, c->qkv, rows * (size_t)ac_width(c));
     return d;
 }
 
 static inline void ac_release(ac_dev *d)
 {
-    const kern_buf *all[] = {
-        d->batch.pos,      d->batch.row_state,  d->batch.row_seg,    d->batch.seg_row0,
-        d->batch.seg_kind, d->batch.page_table, d->batch.cache_slot, d->plan.act_rows,
-        d->plan.act_count, d->plan.pages,       d->plan.page_count,  d->kv.k,
-        d->kv.v,           d->kv.kmin,          d->kv.kmax,          d->qkv};
+    const kern_buf *all[] = {d->batch.pos,
+                             d->batch.row_state,
+                             d->batch.row_seg,
+                             d->batch.seg_row0,
+                             d->batch.seg_kind,
+                             d->batch.page_table,
+                             d->batch.cache_slot,
+                             d->plan.act_rows,
+                             d->plan.act_count,
+                             d->plan.pages,
+                             d->plan.page_count,
+                             d->kv.k,
+                             d->kv.v,
+                             d->kv.kmin,
+                             d->kv.kmax,
+                             d->kv.kstep,
+                             d->qkv};
     for (size_t i = 0; i < KT_COUNT(all); i++)
         kern_buf_free((kern_buf *)(uintptr_t)all[i]);
 }

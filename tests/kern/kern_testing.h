@@ -151,7 +151,8 @@ static inline void *kt_take(const kern_buf *buf, size_t count)
     const size_t size = kern_dtype_size(kern_buf_dtype(buf));
     char *all = kt_alloc(count + KT_GUARD, size);
     KT_OK(kern_read(buf, 0, all, count + KT_GUARD));
-    for (size_t i = count * size; i + sizeof(uint32_t) <= (count + KT_GUARD) * size;
+    const size_t words = (count * size + sizeof(uint32_t) - 1) / sizeof(uint32_t);
+    for (size_t i = words * sizeof(uint32_t); i + sizeof(uint32_t) <= (count + KT_GUARD) * size;
          i += sizeof(uint32_t)) {
         uint32_t word;
         memcpy(&word, all + i, sizeof word);

@@ -442,9 +442,12 @@ static void test_plan_arguments(void **state)
     BAD_INT(kern_page_select, select, list0, 1);
     BAD(kern_page_select, select, "choice[kind].top", a.choice[KERN_SEG_STEP].top = -1);
 
-    kern_plan_count_args count = {.batch = &f->batch, .plan = &f->plan, .counts = f->i64};
+    BAD(kern_page_select, select, "counts", a.counts = f->small_i64);
+
+    kern_plan_count_args count = {.batch = &f->batch, .lists = 1, .layers = 1, .counts = f->i64};
     BAD_BUF(kern_plan_count, count, counts);
-    BAD(kern_plan_count, count, "top[kind]", a.top[KERN_SEG_STEP] = -1);
+    BAD_INT(kern_plan_count, count, lists, 0);
+    BAD_INT(kern_plan_count, count, layers, -1);
     kern_plan_checksum_args sum = {.batch = &f->batch, .plan = &f->plan, .out = f->i32};
     BAD_BUF(kern_plan_checksum, sum, out);
     BAD_INT(kern_plan_checksum, sum, batch, NULL);
@@ -509,7 +512,7 @@ static void test_kept_lists(void **state)
     kern_page_select_args select = {
         .score = f->f32, .batch = &f->batch, .score_lists = 1, .kept = &good, .plan = &f->plan};
     for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
-        select.choice[kind] = (kern_page_choice){2, true};
+        select.choice[kind] = (kern_page_choice){2, true, 0};
     KT_OK(kern_page_select(f->dev, &select));
     for (size_t i = 0; i < KT_COUNT(table); i++) {
         BAD(kern_mass_select, mass, table[i].field, a.kept = &table[i].lists);
@@ -550,7 +553,7 @@ static void test_wild_segments(void **state)
     kern_page_select_args select = {
         .score = f->f32, .batch = &f->batch, .score_lists = 1, .kept = &kept, .plan = &f->plan};
     for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
-        select.choice[kind] = (kern_page_choice){2, true};
+        select.choice[kind] = (kern_page_choice){2, true, 0};
     KT_OK(kern_write(number, 0, wild, 2));
     BAD(kern_page_mass, sum, "seg_mass", (void)a);
     BAD(kern_mass_select, mass, "seg_mass", (void)a);

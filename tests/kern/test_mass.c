@@ -456,8 +456,9 @@ static void kept_lists_are_the_heaviest_pages(void **state)
 
 // ---- plans that read kept lists ------------------------------------------------------------
 
-static const kern_page_choice choices[KERN_SEG_KINDS] = {
-    [KERN_SEG_FIRST] = {5, false}, [KERN_SEG_STEP] = {3, true}, [KERN_SEG_COMMIT] = {0, true}};
+static const kern_page_choice choices[KERN_SEG_KINDS] = {[KERN_SEG_FIRST] = {5, false, 0},
+                                                         [KERN_SEG_STEP] = {3, true, 0},
+                                                         [KERN_SEG_COMMIT] = {0, true, 0}};
 
 static ac_case *sparse_case(kt_rng *rng)
 {
@@ -548,28 +549,36 @@ static void budgets_go_by_the_kind(void **state)
     (void)state;
     kt_rng rng = {6};
     kern_dev *dev = kt_open(1);
-    static const int top[KERN_SEG_KINDS] = {0, 7, 1, 4, 11};
+    static const int budget[KERN_SEG_KINDS] = {0, 7, 1, 4, 11};
     for (int round = 0; round < 20; round++) {
         ac_case *c = sparse_case(&rng);
         ac_dev d = ac_upload(c, dev);
         d.batch.scan_segs = 3;
         int64_t zero[SEGS * KERN_COUNT_N] = {0};
         kern_buf *counts = kt_in(dev, KERN_I64, zero, KT_COUNT(zero));
-        kern_plan_count_args args = {.batch = &d.batch, .plan = &d.plan, .counts = counts};
-        memcpy(args.top, top, sizeof top);
-        KT_OK(kern_plan_count(dev, &args));
+        const size_t scores = (size_t)(3 * c->shape.lists * c->shape.block * c->max_pages);
+        float *random = kt_random(&rng, scores, 1.0f);
+        kern_buf *score = kt_in_f32(dev, random, scores);
+        kern_page_select_args args = ac_select(score, &d, c->shape.lists, 0, 1);
+        args.counts = counts;
+        args.choice[c->seg_kind[3]].top = 0;
+        for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
+            args.choice[kind].budget = budget[kind];
+        KT_OK(kern_page_select(dev, &args));
         int64_t *got = kt_take(counts, KT_COUNT(zero));
         for (int s = 0; s < SEGS; s++) {
             const int pages = pages_of(c, s), least = pages < 2 ? pages : 2;
-            const int may = top[c->seg_kind[s]] < pages ? top[c->seg_kind[s]] : pages;
+            const int may = budget[c->seg_kind[s]] < pages ? budget[c->seg_kind[s]] : pages;
             const bool sparse = s < 4 && c->act_count[s] > 0;
-            const int64_t budget = sparse ? (may > least ? may : least) * c->shape.lists : 0;
+            const int64_t most = sparse ? (may > least ? may : least) * c->shape.lists : 0;
             const int64_t scanned = sparse && s < 3 ? pages * c->shape.lists : 0;
-            assert_true(got[s * KERN_COUNT_N + KERN_COUNT_BUDGET] == budget);
+            assert_true(got[s * KERN_COUNT_N + KERN_COUNT_BUDGET] == most);
             assert_true(got[s * KERN_COUNT_N + KERN_COUNT_SCANNED] == scanned);
         }
+        rt_free(random);
         rt_free(got);
         kern_buf_free(counts);
+        kern_buf_free(score);
         ac_release(&d);
         ac_free(c);
     }

@@ -350,35 +350,34 @@ static void random_lists(ac_case *c, kt_rng *rng)
     }
 }
 
-static void count_reference(const ac_case *c, int top, bool scanned, int64_t *want)
+// What a layer adds: all of the prefix in segments without a plan, else what the lists say.
+static void count_reference(const ac_case *c, const int32_t *pages, const int32_t *count, int top,
+                            bool scanned, int64_t *want)
 {
     for (int s = 0; s < c->segs; s++) {
         int64_t *n = want + s * KERN_COUNT_N;
+        const bool sparse = s < c->sparse_segs;
         const int prefix = ac_prefix(c, c->seg_row0[s + 1] - 1);
-        const int pages = (prefix + c->shape.page - 1) / c->shape.page;
+        const int all = (prefix + c->shape.page - 1) / c->shape.page;
         n[KERN_COUNT_ACTIVE] += c->act_count[s];
         for (int l = 0; l < c->shape.lists; l++) {
             const int entry = s * c->shape.lists + l;
-            const bool all = c->list_count[entry] < 0;
             n[KERN_COUNT_PREFIX] += prefix;
-            if (c->act_count[s] == 0)
+            n[KERN_COUNT_READ] += sparse ? 0 : prefix;
+            if (!sparse || c->act_count[s] == 0)
                 continue;
-            for (int token = 0; token < prefix; token++) {
-                bool listed = all;
-                for (int i = 0; i < c->list_count[entry]; i++)
-                    listed |= c->list[entry * c->max_pages + i] == token / c->shape.page;
-                n[KERN_COUNT_READ] += listed;
-            }
-            if (s >= c->sparse_segs)
-                continue;
-            const int least = pages < 2 ? pages : 2, most = top < pages ? top : pages;
-            n[KERN_COUNT_SCANNED] += scanned ? pages : 0;
-            n[KERN_COUNT_UNION] += all ? pages : c->list_count[entry];
+            for (int token = 0; token < prefix; token++)
+                for (int i = 0; i < count[entry]; i++)
+                    n[KERN_COUNT_READ] += pages[entry * c->max_pages + i] == token / c->shape.page;
+            const int least = all < 2 ? all : 2, most = top < all ? top : all;
+            n[KERN_COUNT_SCANNED] += scanned ? all : 0;
+            n[KERN_COUNT_UNION] += count[entry];
             n[KERN_COUNT_BUDGET] += most > least ? most : least;
         }
     }
 }
 
+// Two layers by one choice of pages: the segments without a plan are counted once for both.
 static void counters_count_tokens_and_pages(void **state)
 {
     (void)state;
@@ -386,28 +385,37 @@ static void counters_count_tokens_and_pages(void **state)
     kern_dev *dev = kt_open(1);
     for (int round = 0; round < 30; round++) {
         ac_case *c = random_case(&rng, random_shape(&rng));
-        random_lists(c, &rng);
+        random_active(c, &rng);
         ac_dev d = ac_upload(c, dev);
-        const size_t total = (size_t)c->segs * KERN_COUNT_N;
+        const size_t total = (size_t)c->segs * KERN_COUNT_N, lists = (size_t)c->shape.lists;
         int64_t *want = kt_alloc(total, sizeof *want);
         for (size_t i = 0; i < total; i++)
             want[i] = kt_int(&rng, 0, 1000) + ((int64_t)1 << 40);
         kern_buf *counts = kt_in(dev, KERN_I64, want, total);
-        const int top = kt_int(&rng, 0, 12);
-        d.batch.scan_segs = round % 2 ? c->sparse_segs : 0;
-        kern_plan_count_args args = {.batch = &d.batch, .plan = &d.plan, .counts = counts};
+        const size_t scores = (size_t)(c->sparse_segs * c->shape.block * c->max_pages) * lists;
+        float *random = kt_random(&rng, scores, 1.0f);
+        kern_buf *score = kt_in_f32(dev, random, scores);
+        const int top = kt_int(&rng, 1, 12), budget = kt_int(&rng, 0, 12), scans = round % 2;
+        kern_page_select_args select = ac_select(score, &d, c->shape.lists, 0, scans ? top : 0);
+        select.counts = counts;
+        d.batch.scan_segs = scans ? c->sparse_segs : 0;
         for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
-            args.top[kind] = top;
-        for (int layer = 0; layer < 2; layer++) {
-            KT_OK(kern_plan_count(dev, &args));
-            count_reference(c, top, round % 2, want);
-        }
+            select.choice[kind].budget = budget;
+        KT_OK(kern_page_select(dev, &select));
+        KT_OK(kern_page_select(dev, &select));
+        KT_OK(kern_plan_count(dev, &(kern_plan_count_args){&d.batch, c->shape.lists, 2, counts}));
+        int32_t *pages = kt_take(d.plan.pages, (size_t)(c->segs * c->max_pages) * lists);
+        int32_t *count = kt_take(d.plan.page_count, (size_t)c->segs * lists);
+        for (int layer = 0; layer < 2; layer++)
+            count_reference(c, pages, count, budget, scans, want);
         int64_t *got = kt_take(counts, total);
         for (size_t i = 0; i < total; i++)
             assert_true(got[i] == want[i]);
-        rt_free(got);
-        rt_free(want);
+        void *const memory[] = {got, want, random, pages, count};
+        for (size_t i = 0; i < KT_COUNT(memory); i++)
+            rt_free(memory[i]);
         kern_buf_free(counts);
+        kern_buf_free(score);
         ac_release(&d);
         ac_free(c);
     }

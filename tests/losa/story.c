@@ -333,12 +333,16 @@ static void upload_batch(const st_story *s, rank_state *r, int32_t **rows, int32
 {
     const st_forward *f = &s->forward;
     const size_t n = (size_t)f->rows, m = (size_t)f->segs;
+    int writes = 0;
+    for (size_t i = 0; i < n; i++)
+        writes += rows[3][i] >= 0;
     r->batch = (kern_batch){.rows = f->rows,
                             .segs = f->segs,
                             .sparse_rows = f->row0[f->sparse],
                             .sparse_segs = f->sparse,
                             .scan_segs = f->scan,
                             .mass_segs = mass,
+                            .write_rows = writes,
                             .block = s->setup.shape.block,
                             .page = s->setup.shape.page,
                             .max_pages = f->max_pages,
