@@ -56,8 +56,19 @@ rt_status comm_timeout(const comm *c)
 // an input that was cut off, follows from what the heart has said already.
 static void stay_if_ended(const comm *c)
 {
-    while (c->ended)
+    while (c->ended || (c->parent && c->parent->ended))
         rt_clock_sleep(1.0);
+}
+
+rt_status comm_check_whole(const comm *c)
+{
+    const comm *world = c->parent ? c->parent : c;
+    if (!c->lost)
+        return RT_OK;
+    while (world->rank != 0)
+        rt_clock_sleep(1.0);
+    return RT_FAIL(RT_ERR_COMM, "rank 0: %s number %llu: a rank is lost", c->operation,
+                   (unsigned long long)c->number);
 }
 
 static rt_status begin(comm *c, const char *operation)
@@ -68,7 +79,11 @@ static rt_status begin(comm *c, const char *operation)
     c->operation = operation;
     c->number++;
     c->limit = c->deadline;
-    return RT_OK;
+    if (c->parent) { // what the heart says of this rank
+        c->parent->operation = operation;
+        c->parent->number = (uint64_t)c->number;
+    }
+    return comm_check_whole(c);
 }
 
 // For operations in which a live rank may take its time.
@@ -101,6 +116,7 @@ static rt_status wait_idle(comm *c, kern_dev *dev)
             return RT_OK;
         if (c->ops.data->check)
             RT_TRY(c->ops.data->check(c));
+        RT_TRY(comm_check_whole(c));
         if (rt_clock_now() - start > c->limit)
             return comm_timeout(c);
         sched_yield();
@@ -236,6 +252,10 @@ void comm_close(comm *c)
     if (c->ops.ctl->close)
         c->ops.ctl->close(c);
     comm_drop_letters(c);
+    if (c->parent)
+        c->parent->child = NULL;
+    rt_free(c->group_of);
+    rt_free((void *)(uintptr_t)c->lost_ranks);
     rt_free(c);
 }
 
@@ -391,9 +411,55 @@ rt_status comm_agree(comm *c, rt_status mine)
     return RT_FAIL(theirs, "%s", message);
 }
 
-void comm_watch_signal(comm *c, comm_signal_fn *caught)
+void comm_watch_signal(comm *c, comm_signal_fn *caught, double seconds)
 {
+    c->signal_seconds = seconds;
     c->caught = caught;
+}
+
+void comm_watch_end(comm *c, comm_words_fn *words, void *ctx)
+{
+    c->last_words_ctx = ctx;
+    c->last_words = words;
+}
+
+rt_status comm_split(comm *world, int size, comm **group)
+{
+    RT_CHECK_ARG(world && group && size >= 1 && world->ranks % size == 0 && !world->child);
+    if (!world->ops.ctl->split)
+        return RT_FAIL(RT_ERR_UNSUPPORTED, "groups of ranks: there are none without MPI");
+    comm *child = NULL;
+    rt_status status = comm_new(world->deadline, &child);
+    if (status == RT_OK) {
+        child->parent = world;
+        child->watched = world->watched;
+        child->local_rank = world->local_rank;
+        child->local_ranks = world->local_ranks;
+        status = world->ops.ctl->split(world, size, child);
+    }
+    status = comm_agree(world, status);
+    if (status != RT_OK) {
+        rt_free(child);
+        return status;
+    }
+    world->child = child;
+    *group = child;
+    return RT_OK;
+}
+
+bool comm_is_lost(const comm *world, int rank)
+{
+    return world->lost_ranks && world->lost_ranks[rank];
+}
+
+bool comm_has_lost(const comm *world)
+{
+    return world->lost;
+}
+
+void comm_end(comm *world, int status)
+{
+    world->ops.ctl->end(world, status);
 }
 
 void comm_abort(comm *c)

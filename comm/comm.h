@@ -55,8 +55,24 @@ void comm_detach(comm *c); // not attached: nothing happens
 // The number of a signal that asked this process to end, or 0.
 typedef int comm_signal_fn(void);
 // Not collective. From now on the heart looks at `caught`: a signal that did not lead to
-// an orderly end within seconds ends the job. Without it such a rank would go on.
-void comm_watch_signal(comm *c, comm_signal_fn *caught);
+// an orderly end within so many seconds ends the job. Without it such a rank would go on.
+void comm_watch_signal(comm *c, comm_signal_fn *caught, double seconds);
+// Not collective. Called by the heart, from its thread, before it ends the job. NULL: nothing.
+typedef void comm_words_fn(void *ctx);
+void comm_watch_end(comm *c, comm_words_fn *words, void *ctx);
+
+// Collective over the world. Groups of `size` consecutive ranks, each with a communicator of
+// its own for all that is collective; `size` divides the ranks. Needs a heart. A rank
+// that dies, stops or gives up (comm_abort of its group) takes its group along, not the job:
+// its ranks rest until the job ends, except rank 0, whose waits on the group then fail.
+// The world keeps the mail; its collectives need all groups, and fail on rank 0 when one is lost.
+rt_status comm_split(comm *world, int size, comm **group);
+// Rank 0, of the world: whether a rank's group is lost; whether any is.
+bool comm_is_lost(const comm *world, int rank);
+bool comm_has_lost(const comm *world);
+// Rank 0, of a world that has lost a group: ends all ranks with this exit status. Does not
+// return.
+void comm_end(comm *world, int status);
 
 int comm_rank(const comm *c);
 int comm_ranks(const comm *c);

@@ -30,6 +30,9 @@ typedef struct comm_ctl_ops {
     rt_status (*fetch)(comm *c, int *from, rt_str *bytes);
     void (*abort)(comm *c); // returns only when there is nothing to end
     void (*close)(comm *c); // ends the job's transport, frees ctl_state
+    // The group of this rank, of `size` consecutive ones; NULL: there are no groups.
+    rt_status (*split)(comm *c, int size, comm *child);
+    void (*end)(comm *c, int status);
 } comm_ctl_ops;
 
 typedef struct comm_ops {
@@ -56,7 +59,18 @@ struct comm {
     double limit;            // seconds it may wait; INFINITY: as long as the others live
 
     _Atomic(comm_signal_fn *) caught; // see comm_watch_signal
-    atomic_bool ended;                // the heart ends the job: the main thread takes part no more
+    _Atomic double signal_seconds;
+    comm_words_fn *last_words; // see comm_watch_end
+    void *last_words_ctx;
+    atomic_bool ended; // the heart ends the job: the main thread takes part no more
+
+    // Groups (comm_split). The heart is the world's, and speaks of what the child does.
+    comm *parent;             // of a group's: the world
+    _Atomic(comm *) child;    // of the world: this rank's group
+    int *group_of;            // of the world: [ranks]
+    atomic_bool *lost_ranks;  // of the world, on rank 0: [ranks]
+    atomic_bool lost, failed; // of a group: it is lost; this rank gave it up. Of the world on
+                              // rank 0: a group is lost
 
     struct comm_letter *letters; // from this rank to itself, the oldest first
 
@@ -66,6 +80,9 @@ struct comm {
 
 // A communicator without backend; its owner fills ops and the ranks.
 rt_status comm_new(double deadline, comm **out);
+// Whether the communicator is still whole; a wait asks again and again. Rank 0, which has
+// other things to do, gets an error when it is not; other ranks rest here until the job ends.
+rt_status comm_check_whole(const comm *c);
 // Message and code of a wait that reached the limit of the current operation.
 rt_status comm_timeout(const comm *c);
 

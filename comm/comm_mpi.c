@@ -32,7 +32,7 @@
 static const double SPIN_SECONDS = 20e-6, YIELD_SECONDS = 0.1, NAP_SECONDS = 100e-6;
 
 typedef struct mpi_state {
-    MPI_Comm data, ctl, ring; // own contexts: none matches the others' messages
+    MPI_Comm data, ctl, beats; // own contexts: none matches the others' messages
     comm_mpi_mail mail;
     comm_heart *heart; // NULL: none
 } mpi_state;
@@ -57,6 +57,7 @@ static rt_status wait(const comm *c, MPI_Request *request)
         RT_TRY(check(c, MPI_Test(request, &done, MPI_STATUS_IGNORE), "MPI_Test"));
         if (done)
             return RT_OK;
+        RT_TRY(comm_check_whole(c));
         double waited = rt_clock_now() - start;
         if (waited > c->limit)
             return comm_timeout(c);
@@ -163,6 +164,8 @@ static rt_status ctl_post(comm *c, int to, const void *bytes, size_t n)
 static rt_status ctl_fetch(comm *c, int *from, rt_str *bytes)
 {
     mpi_state *s = c->ctl_state;
+    if (c->lost)
+        comm_mpi_mail_drop_lost(&s->mail, c->lost_ranks);
     return comm_mpi_mail_fetch(&s->mail, from, bytes);
 }
 
@@ -173,6 +176,13 @@ static void ctl_abort(comm *c)
         return;
     comm_heart_stop(s->heart, false); // who ends the job is not reported as dead
     MPI_Abort(MPI_COMM_WORLD, EXIT_FAILURE);
+}
+
+static void ctl_end(comm *c, int status)
+{
+    mpi_state *s = c->ctl_state;
+    comm_heart_end(s->heart, status);
+    MPI_Abort(MPI_COMM_WORLD, status);
 }
 
 // MPI_Finalize waits for all ranks without a deadline, so the ranks meet in a
@@ -192,7 +202,7 @@ static void ctl_close(comm *c)
     comm_heart_stop(s->heart, true);
     MPI_Comm_free(&s->data);
     MPI_Comm_free(&s->ctl);
-    MPI_Comm_free(&s->ring);
+    MPI_Comm_free(&s->beats);
     comm_mpi_mail_close(&s->mail);
     MPI_Comm_free(&s->mail.world);
     rt_free(s);
@@ -200,12 +210,71 @@ static void ctl_close(comm *c)
     comm_guard_stop(guard);
 }
 
-// Both planes share one state, which ctl_close frees.
+// ---- groups ------------------------------------------------------------------------
+
+// The heart tells rank 0; nobody else of the group waits for this rank for long.
+static void group_abort(comm *c)
+{
+    c->failed = true;
+    c->lost = true;
+    if (comm_check_whole(c) != RT_OK) // other ranks stay in there
+        rt_log(RT_LOG_DEBUG, "%s", rt_last_error());
+}
+
+static void group_close(comm *c)
+{
+    mpi_state *s = c->ctl_state;
+    if (!c->lost && c->broken == RT_OK) {
+        MPI_Comm_free(&s->data);
+        MPI_Comm_free(&s->ctl);
+    }
+    rt_free(s);
+}
+
 static const comm_data_ops mpi_data = {
     .allreduce = data_allreduce,
     .allgather = data_allgather,
 };
 
+static const comm_ctl_ops group_ctl = {
+    .bcast = ctl_bcast,
+    .allgather = ctl_allgather,
+    .barrier = ctl_barrier,
+    .abort = group_abort,
+    .close = group_close,
+};
+
+static rt_status split(const comm *c, MPI_Comm from, int group, MPI_Comm *out)
+{
+    RT_TRY(check(c, MPI_Comm_split(from, group, c->rank, out), "MPI_Comm_split"));
+    return check(c, MPI_Comm_set_errhandler(*out, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+}
+
+static rt_status ctl_split(comm *c, int size, comm *child)
+{
+    mpi_state *s, *world = c->ctl_state;
+    if (!world->heart)
+        return RT_FAIL(RT_ERR_UNSUPPORTED, "groups of ranks need an MPI that threads may call");
+    RT_TRY(RT_ALLOC(c->group_of, (size_t)c->ranks, "groups"));
+    RT_TRY(RT_ALLOC(c->lost_ranks, (size_t)c->ranks, "groups"));
+    RT_TRY(RT_ALLOC(s, 1, "MPI state"));
+    for (int r = 0; r < c->ranks; r++)
+        c->group_of[r] = r / size;
+    child->rank = c->rank % size;
+    child->ranks = size;
+    child->ops = (comm_ops){.data = size > 1 ? &mpi_data : &comm_self_data, .ctl = &group_ctl};
+    child->data_state = child->ctl_state = s;
+    rt_status status = split(c, world->data, c->rank / size, &s->data);
+    if (status == RT_OK)
+        status = split(c, world->ctl, c->rank / size, &s->ctl);
+    if (status != RT_OK)
+        rt_free(s);
+    return status;
+}
+
+// ---- start -------------------------------------------------------------------------
+
+// Both planes share one state, which ctl_close frees.
 static const comm_ctl_ops mpi_ctl = {
     .bcast = ctl_bcast,
     .allgather = ctl_allgather,
@@ -214,6 +283,8 @@ static const comm_ctl_ops mpi_ctl = {
     .fetch = ctl_fetch,
     .abort = ctl_abort,
     .close = ctl_close,
+    .split = ctl_split,
+    .end = ctl_end,
 };
 
 static rt_status start_mpi(comm *c, int *threads)
@@ -260,7 +331,7 @@ static rt_status start_heart(comm *c, mpi_state *s, int threads)
                threads, c->deadline);
         return RT_OK;
     }
-    RT_TRY(comm_heart_start(c, s->ring, &s->heart));
+    RT_TRY(comm_heart_start(c, s->beats, &s->heart));
     c->watched = true;
     return RT_OK;
 }
@@ -272,7 +343,7 @@ static rt_status open_state(comm *c, int threads)
     RT_TRY(RT_ALLOC(s, 1, "MPI state"));
     RT_TRY_GOTO(status, duplicate(c, &s->data), fail);
     RT_TRY_GOTO(status, duplicate(c, &s->ctl), fail);
-    RT_TRY_GOTO(status, duplicate(c, &s->ring), fail);
+    RT_TRY_GOTO(status, duplicate(c, &s->beats), fail);
     RT_TRY_GOTO(status, duplicate(c, &s->mail.world), fail);
     RT_TRY_GOTO(status, find_local(c), fail);
     c->ops = (comm_ops){.data = &mpi_data, .ctl = &mpi_ctl};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The heart's thread. Between two looks it sleeps in poll(): on the clock, on the word
-// of the main thread to end, and, when the rank before runs on this host, on its
-// process, whose death is then seen at once.
+// of the main thread to end, and, of ranks that run on this host, on their processes, whose
+// death is then seen at once.
 //
 // The thread owns everything but `ending`, which the main thread sets.
 #include "comm/heart.h"
@@ -23,82 +23,178 @@
 
 static const double TICK_SECONDS = 0.25; // between two looks
 static const double BEAT_SECONDS = 1.0;
-static const double SILENCE_SECONDS = 5.0; // of the rank before, then it is dead or stopped
+static const double SILENCE_SECONDS = 5.0; // of a rank, then it is dead or stopped
 static const double STALL_SECONDS = 2.0;   // between two looks: this rank was stopped itself
 // After that, mpirun may have continued it only to end the job, and others go first.
 static const double EXCUSE_SECONDS = 1.5;
-// A rank that was asked to end has this long to do so in order. mpirun, which asks all
-// of them, kills after about one second: who goes down with the job is not news.
-static const double SIGNAL_SECONDS = 2.0, FAREWELL_SECONDS = 0.3;
+// When rank 0 is gone all others know; rank 1 says so, unless it is gone too.
+static const double PRECEDENCE_SECONDS = 1.5;
+// mpirun, which asks all ranks to end, kills after about one second: who goes down with the
+// job is not news.
+static const double FAREWELL_SECONDS = 0.3;
 static const double SEND_SECONDS = 1.0; // to hand over the goodbye
 
-enum { TAG = 1, BEAT = 1, GOODBYE = 2, EXIT_SIGNAL = 128 };
+// Words. END + status: rank 0 ends the job, and every rank itself with this status.
+enum { BEAT = 1, GOODBYE, PARK, FAILED, END };
+enum { TAG = 1, EXIT_SIGNAL = 128 };
+
+// A rank that this one watches.
+typedef struct peer {
+    int rank;
+    int process; // descriptor, or -1
+    MPI_Request sending;
+    int word;       // what is being sent
+    double heard;   // last sign of life
+    double doubted; // since when it seems dead, or 0
+    bool parted;    // said goodbye
+    bool lost;      // with its group: nobody's concern any more
+} peer;
 
 struct comm_heart {
     comm *c;
-    MPI_Comm ring;
-    int before, after;  // ranks
-    int process, event; // descriptors: of the rank before or -1; wakes the thread
+    MPI_Comm beats;
+    peer *peers; // of rank 0: all others; of the others: rank 0
+    int count;
+    struct pollfd *wake; // [count + 1], what the thread sleeps on
+    int event;           // descriptor that wakes the thread
     pthread_t thread;
-    atomic_int ending; // 0, or how the main thread wants it to end
-    MPI_Request sending;
-    int word;               // what is being sent
-    double beaten, heard;   // last beat sent; last sign of life of the rank before
+    atomic_int ending;      // 0, or how the main thread wants it to end
+    atomic_int status;      // of ENDING_WITH_STATUS
+    double beaten;          // last beat
     double woken, signaled; // last look; when a signal was first seen, or 0
     double excused;         // until then nobody is judged
-    bool parted;            // the rank before said goodbye
+    bool confessed;         // rank 0 knows that this rank gave up
 };
 
-enum { ENDING_IN_ORDER = 1, ENDING_AT_ONCE = 2 };
+enum { ENDING_IN_ORDER = 1, ENDING_AT_ONCE, ENDING_WITH_STATUS };
 
-// ---- the ring -------------------------------------------------------------------
+// ---- words ----------------------------------------------------------------------
 
-static bool is_sent(comm_heart *h)
+static bool is_sent(peer *p)
 {
     int done = 1;
-    return MPI_Test(&h->sending, &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && done;
+    return MPI_Test(&p->sending, &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && done;
 }
 
-// One message at a time: if the last one is still here, the rank after is in trouble,
-// and that is for others to say.
+// One message at a time: if the last one is still here, the other rank is in trouble.
+static bool say(comm_heart *h, peer *p, int word)
+{
+    if (!is_sent(p))
+        return false;
+    p->word = word;
+    MPI_Isend(&p->word, 1, MPI_INT, p->rank, TAG, h->beats, &p->sending);
+    return true;
+}
+
 static void beat(comm_heart *h)
 {
-    if (h->woken - h->beaten < BEAT_SECONDS || !is_sent(h))
+    if (h->woken - h->beaten < BEAT_SECONDS)
         return;
-    h->word = BEAT;
     h->beaten = h->woken;
-    MPI_Isend(&h->word, 1, MPI_INT, h->after, TAG, h->ring, &h->sending);
+    for (int i = 0; i < h->count; i++)
+        if (!h->peers[i].parted) // the lost too: they are to know that the job goes on
+            say(h, &h->peers[i], BEAT);
+}
+
+static bool all_sent(comm_heart *h)
+{
+    bool sent = true;
+    for (int i = 0; i < h->count; i++)
+        sent &= h->peers[i].parted || is_sent(&h->peers[i]);
+    return sent;
 }
 
 static void wait_sent(comm_heart *h)
 {
     const double end = rt_clock_now() + SEND_SECONDS;
-    while (!is_sent(h) && rt_clock_now() < end)
+    while (!all_sent(h) && rt_clock_now() < end)
         rt_clock_sleep(1e-3);
 }
 
-static void say_goodbye(comm_heart *h)
+static void say_to_all(comm_heart *h, int word)
 {
     wait_sent(h);
-    if (!is_sent(h))
-        return;
-    h->word = GOODBYE;
-    MPI_Isend(&h->word, 1, MPI_INT, h->after, TAG, h->ring, &h->sending);
+    for (int i = 0; i < h->count; i++)
+        if (!h->peers[i].parted)
+            say(h, &h->peers[i], word);
     wait_sent(h);
+}
+
+static peer *peer_of(comm_heart *h, int rank)
+{
+    for (int i = 0; i < h->count; i++)
+        if (h->peers[i].rank == rank)
+            return &h->peers[i];
+    return NULL;
+}
+
+// ---- the end of the job, or of a group ------------------------------------------
+
+static void end_job(comm_heart *h, int status)
+{
+    if (h->c->last_words)
+        h->c->last_words(h->c->last_words_ctx);
+    say_to_all(h, GOODBYE);
+    MPI_Abort(MPI_COMM_WORLD, status);
+    _exit(status);
+}
+
+// Rank 0: the ranks of a group rest from now on, until the job ends.
+static void lose_group(comm_heart *h, int group)
+{
+    comm *c = h->c;
+    for (int i = 0; i < h->count; i++) {
+        peer *p = &h->peers[i];
+        if (c->group_of[p->rank] != group || p->lost)
+            continue;
+        p->lost = true;
+        c->lost_ranks[p->rank] = true;
+        say(h, p, PARK);
+    }
+    c->lost = true;
+    if (group == c->group_of[0])
+        c->lost_ranks[0] = c->child->lost = true;
+}
+
+// What a rank did ends its group, where there are several, or the job.
+static void condemn(comm_heart *h, const peer *p, const char *what)
+{
+    comm *c = h->c;
+    if (c->child && c->rank == 0) {
+        rt_log(RT_LOG_ERROR, "rank 0: rank %d %s; its group is lost", p->rank, what);
+        lose_group(h, c->group_of[p->rank]);
+        return;
+    }
+    c->ended = true;
+    rt_log(RT_LOG_ERROR, "rank %d: rank %d %s; %s number %llu", c->rank, p->rank, what,
+           c->operation, (unsigned long long)c->number);
+    end_job(h, EXIT_FAILURE);
+}
+
+static void obey(comm_heart *h, peer *p, int word)
+{
+    if (word >= END)
+        _exit(word - END);
+    p->heard = h->woken;
+    p->parted |= word == GOODBYE;
+    if (word == FAILED && !p->lost)
+        condemn(h, p, "gave up");
+    if (word == PARK && h->c->child)
+        h->c->child->lost = true;
 }
 
 static bool receive(comm_heart *h)
 {
     int there = 0, word = 0;
-    if (MPI_Iprobe(h->before, TAG, h->ring, &there, MPI_STATUS_IGNORE) != MPI_SUCCESS || !there)
+    MPI_Status status;
+    if (MPI_Iprobe(MPI_ANY_SOURCE, TAG, h->beats, &there, &status) != MPI_SUCCESS || !there)
         return false;
-    MPI_Recv(&word, 1, MPI_INT, h->before, TAG, h->ring, MPI_STATUS_IGNORE);
-    h->heard = h->woken;
-    h->parted = h->parted || word == GOODBYE;
+    MPI_Recv(&word, 1, MPI_INT, status.MPI_SOURCE, TAG, h->beats, MPI_STATUS_IGNORE);
+    obey(h, peer_of(h, status.MPI_SOURCE), word);
     return true;
 }
 
-static void listen_before(comm_heart *h)
+static void listen(comm_heart *h)
 {
     // A probe that finds nothing still lets MPI fetch what has arrived.
     for (int empty = 0; empty < 2;)
@@ -107,43 +203,34 @@ static void listen_before(comm_heart *h)
 
 // ---- verdicts -------------------------------------------------------------------
 
-static void end_job(comm_heart *h, int status)
+static bool is_dead(const peer *p)
 {
-    say_goodbye(h);
-    MPI_Abort(MPI_COMM_WORLD, status);
-    _exit(status);
+    struct pollfd process = {.fd = p->process, .events = POLLIN};
+    return p->process >= 0 && poll(&process, 1, 0) > 0;
 }
 
-static void report(comm_heart *h, const char *what)
+static bool is_silent(const comm_heart *h, const peer *p)
 {
-    comm *c = h->c;
-    c->ended = true;
-    rt_log(RT_LOG_ERROR, "rank %d: rank %d %s; %s number %llu", c->rank, h->before, what,
-           c->operation, (unsigned long long)c->number);
-    end_job(h, EXIT_FAILURE);
+    return h->woken - p->heard > SILENCE_SECONDS;
 }
 
-static bool is_dead(const comm_heart *h)
-{
-    struct pollfd process = {.fd = h->process, .events = POLLIN};
-    return h->process >= 0 && poll(&process, 1, 0) > 0;
-}
-
-static void judge_before(comm_heart *h)
+static void judge(comm_heart *h, peer *p)
 {
     char text[64];
-    if (h->woken < h->excused)
+    const bool dead = is_dead(p);
+    if (dead)
+        listen(h); // what it said before it went
+    if (dead && h->signaled > 0 && h->woken - h->signaled > FAREWELL_SECONDS)
+        p->parted = true;
+    const bool bad = !p->parted && !p->lost && (dead || is_silent(h, p));
+    p->doubted = !bad ? 0 : p->doubted > 0 ? p->doubted : h->woken;
+    if (!bad)
         return;
-    if (is_dead(h)) {
-        listen_before(h); // what it said before it went
-        if (!h->parted && !(h->signaled > 0 && h->woken - h->signaled > FAREWELL_SECONDS))
-            report(h, "died");
-        h->parted = true;
-    }
-    if (!h->parted && h->woken - h->heard > SILENCE_SECONDS) {
-        snprintf(text, sizeof text, "gave no sign of life for %g s", SILENCE_SECONDS);
-        report(h, text);
-    }
+    if (h->c->rank > 1 && h->woken - p->doubted < PRECEDENCE_SECONDS)
+        return;
+    snprintf(text, sizeof text, "gave no sign of life for %g s", SILENCE_SECONDS);
+    condemn(h, p, dead ? "died" : text);
+    p->parted = dead;
 }
 
 static void judge_signal(comm_heart *h)
@@ -153,7 +240,7 @@ static void judge_signal(comm_heart *h)
     const int number = caught ? caught() : 0;
     if (number && h->signaled == 0)
         h->signaled = h->woken;
-    if (number && h->woken - h->signaled > SIGNAL_SECONDS) {
+    if (number && h->woken - h->signaled > c->signal_seconds) {
         c->ended = true;
         rt_log(RT_LOG_ERROR, "rank %d: ended by signal %d; %s number %llu", c->rank, number,
                c->operation, (unsigned long long)c->number);
@@ -161,18 +248,30 @@ static void judge_signal(comm_heart *h)
     }
 }
 
+// The main thread gave the group of this rank up.
+static void judge_self(comm_heart *h)
+{
+    const comm *child = h->c->child;
+    if (!child || !child->failed || h->confessed)
+        return;
+    if (h->c->rank == 0)
+        lose_group(h, h->c->group_of[0]);
+    h->confessed = h->c->rank == 0 || say(h, &h->peers[0], FAILED);
+}
+
 // ---- the thread -----------------------------------------------------------------
 
 static void sleep_until_news(comm_heart *h)
 {
-    struct pollfd wake[] = {
-        // -1: left out
-        {.fd = h->event, .events = POLLIN},
-        {.fd = h->parted || h->woken < h->excused ? -1 : h->process, .events = POLLIN},
-    };
-    poll(wake, 2, (int)(1e3 * TICK_SECONDS));
+    h->wake[0] = (struct pollfd){.fd = h->event, .events = POLLIN};
+    for (int i = 0; i < h->count; i++) {
+        const peer *p = &h->peers[i];
+        const bool judged = p->parted || p->lost || p->doubted > 0 || h->woken < h->excused;
+        h->wake[i + 1] = (struct pollfd){.fd = judged ? -1 : p->process, .events = POLLIN};
+    }
+    poll(h->wake, (nfds_t)h->count + 1, (int)(1e3 * TICK_SECONDS));
     eventfd_t count;
-    if (wake[0].revents)
+    if (h->wake[0].revents)
         eventfd_read(h->event, &count);
 }
 
@@ -182,12 +281,23 @@ static void look(comm_heart *h)
     const bool stalled = now - h->woken > STALL_SECONDS;
     h->woken = now;
     if (stalled) { // what others did meanwhile is still to be read
-        h->heard = now;
+        for (int i = 0; i < h->count; i++)
+            h->peers[i].heard = now;
         h->excused = now + EXCUSE_SECONDS;
     }
-    listen_before(h);
+    listen(h);
     judge_signal(h);
-    judge_before(h);
+    judge_self(h);
+    for (int i = 0; i < h->count && h->woken >= h->excused; i++)
+        judge(h, &h->peers[i]);
+}
+
+static bool all_parted(const comm_heart *h)
+{
+    bool parted = true;
+    for (int i = 0; i < h->count; i++)
+        parted &= h->peers[i].parted;
+    return parted;
 }
 
 static void *live(void *arg)
@@ -199,10 +309,13 @@ static void *live(void *arg)
         beat(h);
         sleep_until_news(h);
     }
-    say_goodbye(h);
-    while (h->ending == ENDING_IN_ORDER && !h->parted) {
+    if (h->ending == ENDING_WITH_STATUS)
+        say_to_all(h, END + h->status);
+    else
+        say_to_all(h, GOODBYE);
+    while (h->ending == ENDING_IN_ORDER && !all_parted(h)) {
         look(h);
-        if (!h->parted)
+        if (!all_parted(h))
             sleep_until_news(h);
     }
     return NULL;
@@ -228,19 +341,18 @@ static identity own_identity(void)
     return me;
 }
 
-// A descriptor that becomes readable when the rank before ends; -1 when it runs
-// elsewhere or the kernel has no such thing.
-static rt_status find_before(const comm_heart *h, int *process)
+// Descriptors that become readable when a watched rank ends, where it runs in this host's
+// numbering and the kernel has such a thing.
+static rt_status find_processes(comm_heart *h)
 {
-    *process = -1;
     const identity me = own_identity();
     identity *all;
     RT_TRY(RT_ALLOC(all, (size_t)h->c->ranks, "processes of all ranks"));
     const rt_status status = h->c->ops.ctl->allgather(h->c, &me, sizeof me, all);
-    if (status == RT_OK) {
-        const identity *before = &all[h->before];
-        if (me.numbering && before->numbering == me.numbering && strcmp(before->host, me.host) == 0)
-            *process = (int)syscall(SYS_pidfd_open, (pid_t)before->pid, 0);
+    for (int i = 0; status == RT_OK && i < h->count; i++) {
+        const identity *other = &all[h->peers[i].rank];
+        if (me.numbering && other->numbering == me.numbering && strcmp(other->host, me.host) == 0)
+            h->peers[i].process = (int)syscall(SYS_pidfd_open, (pid_t)other->pid, 0);
     }
     rt_free(all);
     return status;
@@ -248,48 +360,68 @@ static rt_status find_before(const comm_heart *h, int *process)
 
 static void heart_free(comm_heart *h)
 {
-    if (h->process >= 0)
-        close(h->process);
+    for (int i = 0; h->peers && i < h->count; i++)
+        if (h->peers[i].process >= 0)
+            close(h->peers[i].process);
     if (h->event >= 0)
         close(h->event);
+    rt_free(h->peers);
+    rt_free(h->wake);
     rt_free(h);
 }
 
-rt_status comm_heart_start(comm *c, MPI_Comm ring, comm_heart **out)
+static rt_status fill(comm_heart *h)
+{
+    const int ranks = h->c->ranks;
+    h->event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (h->event < 0)
+        return RT_FAIL(RT_ERR_LIMIT, "cannot start the heart: %s", strerror(errno));
+    RT_TRY(RT_ALLOC(h->peers, (size_t)ranks, "heart"));
+    RT_TRY(RT_ALLOC(h->wake, (size_t)ranks + 1, "heart"));
+    h->woken = rt_clock_now();
+    h->count = h->c->rank == 0 ? ranks - 1 : 1;
+    for (int i = 0; i < h->count; i++)
+        h->peers[i] = (peer){.rank = h->c->rank == 0 ? i + 1 : 0,
+                             .process = -1,
+                             .sending = MPI_REQUEST_NULL,
+                             .heard = h->woken};
+    RT_TRY(find_processes(h));
+    const int error = comm_thread_start(&h->thread, live, h);
+    return error ? RT_FAIL(RT_ERR_LIMIT, "cannot start the heart: %s", strerror(error)) : RT_OK;
+}
+
+rt_status comm_heart_start(comm *c, MPI_Comm beats, comm_heart **out)
 {
     comm_heart *h;
     RT_TRY(RT_ALLOC(h, 1, "heart"));
     h->c = c;
-    h->ring = ring;
-    h->before = (c->rank + c->ranks - 1) % c->ranks;
-    h->after = (c->rank + 1) % c->ranks;
-    h->sending = MPI_REQUEST_NULL;
-    h->process = -1;
-    h->event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    rt_status status = h->event >= 0
-                           ? RT_OK
-                           : RT_FAIL(RT_ERR_LIMIT, "cannot start the heart: %s", strerror(errno));
-    RT_TRY_GOTO(status, status, fail);
-    RT_TRY_GOTO(status, find_before(h, &h->process), fail);
-    h->woken = h->heard = rt_clock_now();
-    const int error = comm_thread_start(&h->thread, live, h);
-    if (error) {
-        status = RT_FAIL(RT_ERR_LIMIT, "cannot start the heart: %s", strerror(error));
-        goto fail;
+    h->beats = beats;
+    h->event = -1;
+    const rt_status status = fill(h);
+    if (status != RT_OK) {
+        heart_free(h);
+        return status;
     }
     *out = h;
     return RT_OK;
-fail:
+}
+
+static void stop(comm_heart *h, int how)
+{
+    h->ending = how;
+    eventfd_write(h->event, 1);
+    pthread_join(h->thread, NULL);
     heart_free(h);
-    return status;
 }
 
 void comm_heart_stop(comm_heart *h, bool in_order)
 {
-    if (!h)
-        return;
-    h->ending = in_order ? ENDING_IN_ORDER : ENDING_AT_ONCE;
-    eventfd_write(h->event, 1);
-    pthread_join(h->thread, NULL);
-    heart_free(h);
+    if (h)
+        stop(h, in_order ? ENDING_IN_ORDER : ENDING_AT_ONCE);
+}
+
+void comm_heart_end(comm_heart *h, int status)
+{
+    h->status = status;
+    stop(h, ENDING_WITH_STATUS);
 }

@@ -114,6 +114,13 @@ rt_status comm_mpi_mail_fetch(comm_mpi_mail *mail, int *from, rt_str *bytes)
     return status;
 }
 
+// MPI may still write to it.
+void comm_mpi_mail_drop_lost(comm_mpi_mail *mail, const atomic_bool *lost_ranks)
+{
+    if (mail->arriving && lost_ranks[mail->arriving->rank])
+        mail->arriving = NULL;
+}
+
 void comm_mpi_mail_close(comm_mpi_mail *mail)
 {
     bool done = false;

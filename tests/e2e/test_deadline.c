@@ -174,9 +174,9 @@ static void test_watched(void **state)
 {
     (void)state;
     check_watched("stop", "bcast",
-                  "rank 2: rank 1 gave no sign of life for 5 s; broadcast number 3\n");
-    check_watched("kill", "bcast", "rank 2: rank 1 died; broadcast number 3\n");
-    check_watched("exit", "agree", "rank 2: rank 1 died; agreement number 3\n");
+                  "rank 0: rank 1 gave no sign of life for 5 s; broadcast number 3\n");
+    check_watched("kill", "bcast", "rank 0: rank 1 died; broadcast number 3\n");
+    check_watched("exit", "agree", "rank 0: rank 1 died; agreement number 3\n");
 }
 
 int main(void)

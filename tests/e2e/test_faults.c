@@ -157,7 +157,7 @@ static void check_rank_fault(int signal, int target, int ranks, moment when)
     fault f = {.signal = signal, .target = target, .ranks = ranks, .when = when};
     run_result got = run_fault(&f);
     char line[128];
-    snprintf(line, sizeof line, "rank %d: rank %d %s; ", (target + 1) % ranks, target,
+    snprintf(line, sizeof line, "rank %d: rank %d %s; ", target == 0 ? 1 : 0, target,
              signal == SIGKILL ? "died" : "gave no sign of life for 5 s");
     const char *at = strstr(got.err, line);
     const char *number = at ? strstr(at, " number ") : NULL;

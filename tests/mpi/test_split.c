@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// Groups of ranks: collectives stay inside, groups need not do the same, mail and the world's
+// collectives go on.
+#include "tests/unit/testing.h"
+
+#include "comm/comm.h"
+
+static comm *world;
+static kern_dev *dev;
+
+// The sum of the world's ranks over a group, the number of times that the group wants.
+static void sum_ranks(comm *group, int first, int size, int times)
+{
+    kern_buf *buf;
+    assert_ok(kern_buf_new(dev, KERN_F32, 1, "sum", &buf));
+    for (int i = 0; i < times; i++) {
+        *(float *)kern_buf_ptr(buf) = (float)comm_rank(world);
+        assert_ok(comm_allreduce(group, COMM_HIDDEN, buf, 1, COMM_SUM));
+        assert_true(*(float *)kern_buf_ptr(buf) == (float)(size * (2 * first + size - 1)) / 2);
+    }
+    kern_buf_free(buf);
+}
+
+static void check_group(comm *group, int size)
+{
+    const int me = comm_rank(world), first = me / size * size;
+    int all[16], word = me;
+    assert_int_equal(comm_rank(group), me - first);
+    assert_int_equal(comm_ranks(group), size);
+    assert_int_equal(comm_local_rank(group), comm_local_rank(world)); // one device a rank
+    sum_ranks(group, first, size, 1 + first);
+    assert_ok(comm_ctl_allgather(group, &me, sizeof me, all));
+    for (int i = 0; i < size; i++)
+        assert_int_equal(all[i], first + i);
+    assert_ok(comm_ctl_bcast(group, size - 1, &word, sizeof word));
+    assert_int_equal(word, first + size - 1);
+    const rt_status mine = first == 0 ? RT_ERR_LIMIT : RT_OK;
+    if (mine != RT_OK)
+        RT_FAIL(mine, "the first group failed");
+    assert_int_equal(comm_agree(group, mine), mine); // no other group hears of it
+}
+
+static void split(int size)
+{
+    comm *group;
+    assert_ok(comm_split(world, size, &group));
+    check_group(group, size);
+    assert_false(comm_has_lost(world));
+    assert_false(comm_is_lost(world, 0));
+    assert_ok(comm_ctl_barrier(world));
+    comm_close(group);
+}
+
+static void test_groups(void **state)
+{
+    (void)state;
+    comm *group;
+    if (comm_ranks(world) == 1) {
+        assert_fails(comm_split(world, 1, &group), RT_ERR_UNSUPPORTED, "groups", "threads");
+        return;
+    }
+    for (int size = 1; size <= comm_ranks(world); size *= 2)
+        split(size);
+    assert_fails(comm_split(world, comm_ranks(world) + 1, &group), RT_ERR_INVALID, "comm_split",
+                 "ranks");
+}
+
+int main(void)
+{
+    const kern_dev_options options = {.kind = KERN_CPU, .threads = 1};
+    if (comm_open_world(30, &world) != RT_OK || kern_dev_open(&options, &dev) != RT_OK) {
+        fprintf(stderr, "%s\n", rt_last_error());
+        return 1;
+    }
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_groups)};
+    const int failed = cmocka_run_group_tests_name("split", tests, NULL, NULL);
+    if (failed)
+        comm_abort(world);
+    kern_dev_close(dev);
+    comm_close(world);
+    return failed;
+}
