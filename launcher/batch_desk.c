@@ -22,7 +22,7 @@
 
 static const double SYNC_SECONDS = 1;
 
-enum { TRIES_MAX = 2 }; // groups that a request may be lost with: it may be what ends them
+enum { LOSSES_MAX = 2 }; // groups that may be lost with a request: it may be what ends them
 
 typedef struct app_items { // zero-initialise
     app_item *at;
@@ -269,6 +269,39 @@ rt_status app_desk_take(app_desk *d, int from, const Pb__BatchLetter *letter)
     return RT_OK;
 }
 
+// ---- losses --------------------------------------------------------------------------------
+
+// What a lost group had is handed out again, before the window.
+static rt_status give_back(app_desk *d, desk_group *g)
+{
+    g->lost = true;
+    g->running = g->pages = g->pages_used = 0;
+    for (size_t i = 0; i < g->items.count; i++) {
+        app_item *item = &g->items.at[i];
+        if (++item->losses < LOSSES_MAX)
+            RT_TRY(push(&d->returned, item));
+        else
+            RT_TRY(refuse(d, item->line, NULL, 500, "the ranks that answered it were lost, twice"));
+    }
+    if (!d->args->common.quiet)
+        fprintf(stderr, "losa: group of rank %d: %zu requests are handed out again\n", g->leader,
+                g->items.count);
+    g->items.count = 0;
+    return RT_OK;
+}
+
+static rt_status look_for_losses(app_desk *d)
+{
+    int left = 0;
+    for (int i = 0; i < d->group_count; i++) {
+        desk_group *g = &d->groups[i];
+        if (!g->lost && comm_is_lost(d->c, g->leader))
+            RT_TRY(give_back(d, g));
+        left += !g->lost;
+    }
+    return left ? RT_OK : RT_FAIL(RT_ERR_COMM, "all groups of ranks are lost");
+}
+
 // ---- turns ---------------------------------------------------------------------------------
 
 static uint64_t in_groups(const app_desk *d)
@@ -300,21 +333,22 @@ static rt_status tell(app_desk *d, bool last)
     return app_batch_status_tell(&d->status, n, last);
 }
 
-// Nothing new is begun; what runs has until the end of the grace.
+// Nothing new is begun; what runs has until the end of the grace. When a group was lost the
+// signal may be mpirun's, which kills within a second.
 static rt_status drain(app_desk *d)
 {
     if (d->draining == 0) {
         d->draining = rt_clock_now();
         app_progress_end(&d->status.bar);
         if (!d->args->common.quiet)
-            fprintf(stderr, "losa: signal %d: what runs has %g s to finish, nothing new begins\n",
-                    app_signal(), d->args->grace);
+            fprintf(stderr, "losa: signal %d: nothing new begins\n", app_signal());
         RT_TRY(order(d, PB__BATCH_ORDER__DRAIN));
     }
     bool idle = true;
     for (int i = 0; i < d->group_count; i++)
         idle &= d->groups[i].idle || d->groups[i].lost;
-    d->closing = idle || rt_clock_now() - d->draining > d->args->grace;
+    const double grace = comm_has_lost(d->c) ? 0 : d->args->grace;
+    d->closing = idle || rt_clock_now() - d->draining >= grace;
     return RT_OK;
 }
 
@@ -325,6 +359,7 @@ rt_status app_desk_order_close(app_desk *d)
 
 rt_status app_desk_turn(app_desk *d, bool *over)
 {
+    RT_TRY(look_for_losses(d));
     if (app_signal()) {
         RT_TRY(drain(d));
     } else {

@@ -15,6 +15,7 @@ typedef struct app_item {
     size_t len;            // bytes
     double need;           // app_batch_line_need
     uint64_t prefix;       // app_batch_line_prefix
+    int losses;            // of groups that had it
 } app_item;
 
 enum { APP_WINDOW = 256 };

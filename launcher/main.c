@@ -16,7 +16,8 @@
 #include <string.h>
 
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_SIGNAL = 128 };
-#define ABANDON_GRACE 0.5 // seconds that rank 0 is given to report a common cause first
+#define SIGNAL_SECONDS 2.0 // for an orderly end after a signal
+#define ABANDON_GRACE 0.5  // seconds that rank 0 is given to report a common cause first
 
 static const app_command *const commands[] = {
     &app_cmd_generate, &app_cmd_batch,    &app_cmd_eval,   &app_cmd_info,
@@ -135,6 +136,14 @@ static void report_failure(comm *c, bool speak)
         fprintf(stderr, "losa: %s\n", message);
 }
 
+// The ranks of lost groups take part in nothing any more.
+static void end_without_lost(comm *c, rt_status status, int code)
+{
+    if (status != RT_OK)
+        fprintf(stderr, "losa: %s\n", rt_last_error());
+    comm_end(c, finish_output(code));
+}
+
 static int run_ranks(const app_command *cmd, app_common *common)
 {
     comm *c;
@@ -147,11 +156,13 @@ static int run_ranks(const app_command *cmd, app_common *common)
     setup_log(common, comm_rank(c), comm_ranks(c));
     if (comm_ranks(c) > 1) { // mpirun asks every rank to end; rank 0 does it in order
         app_catch_signals();
-        comm_watch_signal(c, app_signal);
+        comm_watch_signal(c, app_signal, SIGNAL_SECONDS);
     }
     app_release_signals();
     const rt_status status = cmd->run(c, common);
     int code = exit_status(cmd, status);
+    if (comm_has_lost(c))
+        end_without_lost(c, status, code);
     report_failure(c, first && status != RT_OK && status != RT_ERR_CANCELLED);
     if (first)
         code = finish_output(code);

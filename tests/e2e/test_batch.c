@@ -76,6 +76,8 @@ static char *load_output(const char *path)
 
 static void check_output(const char *path)
 {
+    if (!wanted)
+        fail_msg("the undisturbed run failed");
     char *text = load_output(path);
     if (strcmp(text, wanted) != 0)
         fail_msg("%s (seed %u): not the results of the undisturbed run", path, seed);
@@ -149,6 +151,20 @@ static void test_ranks(void **state)
     free(path);
 }
 
+// Groups of ranks: data-parallel, and tensor-parallel inside.
+static void test_groups(void **state)
+{
+    (void)state;
+    static const int ranks[] = {2, 4, 4}, tp[] = {1, 1, 2};
+    for (int i = 0; i < 3; i++) {
+        char more[16], *path = strdup(run_temp("groups-%d.jsonl", i));
+        snprintf(more, sizeof more, "--tp=%d", tp[i]);
+        run_well(ranks[i], input, path, more);
+        check_output(path);
+        free(path);
+    }
+}
+
 // A file of its own for every test, whose name no other call overwrites.
 static char *output_of(const char *test)
 {
@@ -179,6 +195,11 @@ typedef struct strike {
     bool done;
 } strike;
 
+typedef struct outcome {
+    int status;
+    bool lost; // it said that it lost a group
+} outcome;
+
 static void strike_at(void *ctx, const run_live *live)
 {
     strike *s = ctx;
@@ -192,25 +213,31 @@ static void strike_at(void *ctx, const run_live *live)
     s->done = true;
 }
 
-// Strikes once `more` results are in the journal that are not there yet. Returns the status.
-static int run_struck(int ranks, const char *out, int signal, int rank, int more)
+// Strikes once `more` results are in the journal that are not there yet.
+static outcome strike_groups(int ranks, int tp, const char *out, int signal, int rank, int more)
 {
     run_args args = {0};
     strike s = {.signal = signal, .rank = rank};
     s.journal = strdup(run_temp("%s.journal", strrchr(out, '/') + 1));
     s.at_lines = more ? count_lines(s.journal) + more : 0;
     batch_args(&args, input, out);
+    run_arg(&args, "--tp=%d", tp);
     const run_job job = {
         .ranks = ranks, .args = &args, .limit = LIMIT, .during = strike_at, .ctx = &s};
     run_result result = run_losa(&job);
-    const int status = result.status;
+    const outcome got = {result.status, strstr(result.err, "its group is lost") != NULL};
     if (result.timed_out || result.left)
         fail_msg("seed %u: timed out: %d, %d left; standard error:\n%s", seed, result.timed_out,
                  result.left, result.err);
     run_result_free(&result);
     run_args_free(&args);
     free(s.journal);
-    return status;
+    return got;
+}
+
+static int run_struck(int ranks, const char *out, int signal, int rank, int more)
+{
+    return strike_groups(ranks, ranks ? ranks : 1, out, signal, rank, more).status;
 }
 
 // Killed at start-up, while it reads its journal, and at any number of results.
@@ -235,6 +262,33 @@ static void test_killed_ranks(void **state)
     for (int i = 0; i < 2; i++)
         assert_int_not_equal(run_struck(2, out, SIGKILL, i, 1 + rand() % 20), 0);
     run_well(2, input, out, NULL);
+    check_output(out);
+    free(out);
+}
+
+// The other groups go on: always when a rank is stopped, also one beside rank 0; when one is
+// dead, if mpirun lets them.
+static void test_lost_groups(void **state)
+{
+    (void)state;
+    char *out = output_of("stopped");
+    outcome got = strike_groups(4, 2, out, SIGSTOP, 1, 10);
+    assert_true(got.lost);
+    assert_int_equal(got.status, 0);
+    check_output(out);
+    free(out);
+    out = output_of("recovered");
+    setenv("OMPI_MCA_orte_enable_recovery", "1", 1);
+    got = strike_groups(4, 1, out, SIGKILL, 2, 10);
+    unsetenv("OMPI_MCA_orte_enable_recovery");
+    assert_true(got.lost);
+    check_output(out);
+    free(out);
+    out = output_of("ended"); // by mpirun, in order
+    got = strike_groups(4, 2, out, SIGKILL, 3, 10);
+    assert_true(got.lost);
+    assert_int_not_equal(got.status, 0);
+    run_well(2, input, out, "--tp=1"); // fewer ranks go on as well
     check_output(out);
     free(out);
 }
@@ -437,6 +491,7 @@ int main(void)
         return RUN_SKIP;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ranks),        cmocka_unit_test(test_killed),
+        cmocka_unit_test(test_groups),       cmocka_unit_test(test_lost_groups),
         cmocka_unit_test(test_killed_ranks), cmocka_unit_test(test_signals),
         cmocka_unit_test(test_full_disk),    cmocka_unit_test(test_long_line),
         cmocka_unit_test(test_bad_lines),    cmocka_unit_test(test_refused),
