@@ -43,6 +43,8 @@ const char *kern_dtype_name(kern_dtype dtype)
 
 static rt_status attach(kern_dev *dev, const kern_dev_options *options)
 {
+    if (options->dry)
+        return kern_dry_attach(dev, options);
     if (options->kind == KERN_CPU)
         return kern_cpu_attach(dev, options);
 #ifdef LOSA_CUDA
@@ -83,6 +85,8 @@ rt_status kern_dev_open(const kern_dev_options *options, kern_dev **out)
     RT_TRY(RT_ALLOC(dev, 1, "device"));
     dev->kind = options->kind;
     dev->index = options->index;
+    dev->dry = options->dry;
+    dev->use = KERN_USE_BATCH;
     rt_status status;
     RT_TRY_GOTO(status, attach(dev, options), free_dev);
     *out = dev;
@@ -105,6 +109,11 @@ kern_kind kern_dev_kind(const kern_dev *dev)
     return dev->kind;
 }
 
+bool kern_dev_is_dry(const kern_dev *dev)
+{
+    return dev->dry;
+}
+
 kern_dtype kern_dev_weight_dtype(const kern_dev *dev, kern_dtype stored)
 {
     return dev->ops->weight_dtype(dev, stored);
@@ -120,6 +129,40 @@ kern_dtype kern_dev_bound_dtype(const kern_dev *dev, int head_dim)
     return dev->ops->bound_dtype(dev, head_dim);
 }
 
+// ---- memory ------------------------------------------------------------------------------
+
+const char *kern_use_name(kern_use use)
+{
+    static const char *const names[KERN_USES] = {
+        [KERN_USE_WEIGHTS] = "weights",
+        [KERN_USE_KV] = "KV pages",
+        [KERN_USE_METADATA] = "page metadata",
+        [KERN_USE_CACHE] = "prefix cache",
+        [KERN_USE_ACTIVATIONS] = "activations",
+        [KERN_USE_TABLES] = "tables",
+        [KERN_USE_BATCH] = "batch",
+        [KERN_USE_WORKSPACE] = "workspace",
+        [KERN_USE_HOST] = "host",
+    };
+    return names[use];
+}
+
+void kern_use_for(kern_dev *dev, kern_use use)
+{
+    dev->use = use;
+}
+
+size_t kern_used(const kern_dev *dev, kern_use use)
+{
+    return dev->used[use];
+}
+
+rt_status kern_dev_room(const kern_dev *dev, size_t *out)
+{
+    RT_CHECK_ARG(dev && out);
+    return dev->ops->room(dev, out);
+}
+
 static rt_status new_buf(kern_dev *dev, kern_dtype dtype, size_t count, const char *what,
                          kern_memory memory, kern_buf **out)
 {
@@ -133,11 +176,13 @@ static rt_status new_buf(kern_dev *dev, kern_dtype dtype, size_t count, const ch
     kern_buf *buf;
     RT_TRY(RT_ALLOC(buf, 1, what));
     *buf = (kern_buf){.dev = dev, .dtype = dtype, .count = count, .memory = memory};
+    buf->use = memory == KERN_MEMORY_SHARED ? KERN_USE_HOST : dev->use;
     rt_status status;
     RT_TRY_GOTO(status,
                 (memory == KERN_MEMORY_SHARED ? dev->ops->alloc_shared : dev->ops->alloc)(
                     dev, count * size, what, &buf->ptr),
                 free_buf);
+    dev->used[buf->use] += count * size;
     *out = buf;
     return RT_OK;
 free_buf:
@@ -162,6 +207,8 @@ void kern_buf_free(kern_buf *buf)
     if (!buf)
         return;
     const kern_ops *ops = buf->dev->ops;
+    if (buf->memory != KERN_MEMORY_VIEW)
+        buf->dev->used[buf->use] -= buf->count * kern_dtype_size(buf->dtype);
     if (buf->memory == KERN_MEMORY_DEVICE)
         ops->release(buf->dev, buf->ptr);
     if (buf->memory == KERN_MEMORY_SHARED)

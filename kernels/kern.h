@@ -41,6 +41,9 @@ typedef struct kern_dev_options {
     int index;   // CUDA device number; 0 on the CPU
     int threads; // CPU worker threads, >= 1
     kern_precision precision;
+    // Stands in for such a device, whether there is one or not: buffers are counted and have
+    // no memory, calls do nothing. It tells what memory a program takes before it takes it.
+    bool dry;
 } kern_dev_options;
 
 // Devices of a kind that this build can open here; 0: none.
@@ -49,6 +52,7 @@ int kern_device_count(kern_kind kind);
 rt_status kern_dev_open(const kern_dev_options *options, kern_dev **out);
 void kern_dev_close(kern_dev *dev); // buffers must be freed before
 kern_kind kern_dev_kind(const kern_dev *dev);
+bool kern_dev_is_dry(const kern_dev *dev);
 // The type in which this device keeps weights that are stored as `stored`: the
 // CPU computes in f32 and keeps f32, whatever the file holds.
 kern_dtype kern_dev_weight_dtype(const kern_dev *dev, kern_dtype stored);
@@ -59,6 +63,31 @@ void *kern_dev_stream(const kern_dev *dev);
 kern_dtype kern_dev_kv_dtype(const kern_dev *dev);
 // The type of the bounds of this device's pages: f32 or u8 (KV pages, below).
 kern_dtype kern_dev_bound_dtype(const kern_dev *dev, int head_dim);
+
+// ---- memory --------------------------------------------------------------------------
+
+// What buffers are for. A device keeps count of the bytes of each.
+typedef enum kern_use {
+    KERN_USE_WEIGHTS,
+    KERN_USE_KV,          // keys and values
+    KERN_USE_METADATA,    // bounds of the pages' keys
+    KERN_USE_CACHE,       // what a block keeps from step to step: prefix cache, queries, page lists
+    KERN_USE_ACTIVATIONS, // of a forward
+    KERN_USE_TABLES,      // rotary tables
+    KERN_USE_BATCH,       // batch, page plans and scores, sampling
+    KERN_USE_WORKSPACE,   // the device's own
+    KERN_USE_HOST,        // host memory that a GPU reaches
+    KERN_USES
+} kern_use;
+const char *kern_use_name(kern_use use);
+
+// Buffers made from now on are for this (KERN_USE_BATCH until the first call).
+void kern_use_for(kern_dev *dev, kern_use use);
+// Bytes in use now.
+size_t kern_used(const kern_dev *dev, kern_use use);
+// Bytes that can still be had: a GPU's free memory; on the CPU what the machine, or the
+// control group of this process, has in all. SIZE_MAX: not known.
+rt_status kern_dev_room(const kern_dev *dev, size_t *out);
 
 // A device allocation of `count` elements. Owned by the caller; must not outlive
 // its device. New buffers are zeroed.

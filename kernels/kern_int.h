@@ -26,6 +26,7 @@ struct kern_buf {
     size_t count; // elements
     void *ptr;    // device address; host memory on the CPU
     kern_memory memory;
+    kern_use use;
 };
 
 struct kern_graph {
@@ -85,6 +86,7 @@ typedef struct kern_ops {
                       size_t bytes);
     rt_status (*zero)(kern_buf *buf, size_t bytes);
     rt_status (*upload)(kern_dev *dev, const kern_upload_args *args);
+    rt_status (*room)(const kern_dev *dev, size_t *out);
     rt_status (*sync)(kern_dev *dev);
     rt_status (*poll)(kern_dev *dev, bool *idle);
     // `marks` of a timer, unpassed; `read` waits for both.
@@ -111,9 +113,12 @@ struct kern_dev {
     kern_kind kind;
     int index;
     bool recording;
-    rt_pool *pool;  // CPU threads
-    float *scratch; // [threads, KERN_CPU_SCRATCH], reserved at open
-    void *state;    // of another backend
+    bool dry;
+    kern_use use;           // of the buffers to come
+    size_t used[KERN_USES]; // bytes
+    rt_pool *pool;          // CPU threads
+    float *scratch;         // [threads, KERN_CPU_SCRATCH], reserved at open
+    void *state;            // of another backend
 };
 
 static inline float *kern_f32(kern_buf *buf)
@@ -135,6 +140,9 @@ static inline const int32_t *kern_ci32(const kern_buf *buf)
 {
     return buf->ptr;
 }
+
+// Fills dev->ops of a device that only counts.
+rt_status kern_dry_attach(kern_dev *dev, const kern_dev_options *options);
 
 // ---- CPU backend ---------------------------------------------------------------
 
@@ -170,6 +178,22 @@ rt_status kern_cpu_timer_mark(kern_dev *dev, void *state, int mark);
 rt_status kern_cpu_timer_read(kern_dev *dev, void *state, int from, int to, double *ms);
 
 // ---- CUDA backend, in builds with LOSA_CUDA --------------------------------------
+
+// Bytes of a CUDA device's own. The workspace holds partial results of split attention
+// (tiles x splits x 32 lanes x head_dim f32) and the activations a GEMM reads, whichever
+// runs: a few waves of the largest GPU.
+enum {
+    KERN_CUDA_WORKSPACE = 192 << 20,
+    KERN_CUDA_BLAS_WORKSPACE = 32 << 20,
+    KERN_CUDA_STAGE = 4 << 20, // half of the pinned memory through which copies go
+};
+
+// Bounds of 8 bits where plan_scan.cu can multiply them.
+static inline kern_dtype kern_cuda_bound_dtype(kern_precision precision, int head_dim)
+{
+    const bool fits = head_dim == 64 || head_dim == 128 || head_dim == 256;
+    return fits && precision != KERN_PRECISION_F32 ? KERN_U8 : KERN_F32;
+}
 
 rt_status kern_cuda_attach(kern_dev *dev, const kern_dev_options *options);
 int kern_cuda_device_count(void);

@@ -5,6 +5,7 @@
 // Work is split into items whose results do not depend on each other nor on the
 // thread that runs them.
 #include "kernels/kern_int.h"
+#include "runtime/base/host.h"
 #include "runtime/base/mem.h"
 
 #include <string.h>
@@ -76,6 +77,13 @@ static rt_status cpu_zero(kern_buf *buf, size_t bytes)
     return RT_OK;
 }
 
+static rt_status cpu_room(const kern_dev *dev, size_t *out)
+{
+    (void)dev;
+    *out = rt_host_memory();
+    return RT_OK;
+}
+
 static rt_status cpu_sync(kern_dev *dev)
 {
     (void)dev;
@@ -102,6 +110,7 @@ static const kern_ops cpu_ops = {.close = cpu_close,
                                  .copy = cpu_copy,
                                  .zero = cpu_zero,
                                  .upload = kern_cpu_upload,
+                                 .room = cpu_room,
                                  .sync = cpu_sync,
                                  .poll = cpu_poll,
                                  .timer_open = kern_cpu_timer_open,
@@ -127,6 +136,7 @@ rt_status kern_cpu_attach(kern_dev *dev, const kern_dev_options *options)
         rt_pool_close(dev->pool);
         return RT_ERR_NOMEM;
     }
+    dev->used[KERN_USE_WORKSPACE] = floats * sizeof *dev->scratch;
     dev->ops = &cpu_ops;
     return RT_OK;
 }

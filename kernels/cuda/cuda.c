@@ -13,10 +13,6 @@
 #include <cuda_runtime_api.h>
 #include <string.h>
 
-// Partial results of split attention (tiles x splits x 32 lanes x head_dim f32) and
-// the activations a GEMM reads, whichever runs: a few waves of the largest GPU.
-enum { WORKSPACE = 192 << 20, BLAS_WORKSPACE = 32 << 20 };
-
 rt_status kern_cuda_status(const kern_dev *dev, int error, const char *call)
 {
     if (error == cudaSuccess)
@@ -113,11 +109,9 @@ static kern_dtype cuda_kv_dtype(const kern_dev *dev)
     return kern_cuda_of(dev)->precision == KERN_PRECISION_F32 ? KERN_F32 : KERN_BF16;
 }
 
-// 8 bits where plan_scan.cu can multiply them.
 static kern_dtype cuda_bound_dtype(const kern_dev *dev, int head_dim)
 {
-    const bool fits = head_dim == 64 || head_dim == 128 || head_dim == 256;
-    return fits && cuda_kv_dtype(dev) == KERN_BF16 ? KERN_U8 : KERN_F32;
+    return kern_cuda_bound_dtype(kern_cuda_of(dev)->precision, head_dim);
 }
 
 static rt_status cuda_alloc(kern_dev *dev, size_t bytes, const char *what, void **out)
@@ -213,6 +207,13 @@ static rt_status cuda_zero(kern_buf *buf, size_t bytes)
 void *kern_cuda_stream(const kern_dev *dev)
 {
     return kern_cuda_of(dev)->ctx.stream;
+}
+
+static rt_status cuda_room(const kern_dev *dev, size_t *out)
+{
+    size_t total;
+    CUDA_TRY(dev, cudaMemGetInfo(out, &total));
+    return RT_OK;
 }
 
 static rt_status cuda_sync(kern_dev *dev)
@@ -341,6 +342,7 @@ static const kern_ops cuda_ops = {.close = cuda_close,
                                   .copy = cuda_copy,
                                   .zero = cuda_zero,
                                   .upload = kern_cuda_upload,
+                                  .room = cuda_room,
                                   .sync = cuda_sync,
                                   .poll = cuda_poll,
                                   .timer_open = kern_cuda_timer_open,
@@ -358,10 +360,10 @@ static const kern_ops cuda_ops = {.close = cuda_close,
 static rt_status open_blas(kern_dev *dev)
 {
     kern_cuda *cuda = kern_cuda_of(dev);
-    CUDA_TRY(dev, cudaMalloc(&cuda->blas_workspace, BLAS_WORKSPACE));
+    CUDA_TRY(dev, cudaMalloc(&cuda->blas_workspace, KERN_CUDA_BLAS_WORKSPACE));
     CUBLAS_TRY(dev, cublasCreate(&cuda->blas));
     CUBLAS_TRY(dev, cublasSetStream(cuda->blas, cuda->ctx.stream));
-    CUBLAS_TRY(dev, cublasSetWorkspace(cuda->blas, cuda->blas_workspace, BLAS_WORKSPACE));
+    CUBLAS_TRY(dev, cublasSetWorkspace(cuda->blas, cuda->blas_workspace, KERN_CUDA_BLAS_WORKSPACE));
     return RT_OK;
 }
 
@@ -378,14 +380,17 @@ static rt_status open_all(kern_dev *dev)
                                          dev->index));
     ctx->shared = (size_t)shared;
     CUDA_TRY(dev, cudaStreamCreateWithFlags(&ctx->stream, cudaStreamNonBlocking));
-    CUDA_TRY(dev, cudaMalloc(&ctx->workspace, WORKSPACE));
-    ctx->workspace_bytes = WORKSPACE;
+    CUDA_TRY(dev, cudaMalloc(&ctx->workspace, KERN_CUDA_WORKSPACE));
+    ctx->workspace_bytes = KERN_CUDA_WORKSPACE;
     const size_t arrivals = KERN_CUDA_ARRIVALS * sizeof *ctx->arrivals;
     CUDA_TRY(dev, cudaMalloc((void **)&ctx->arrivals, arrivals));
     CUDA_TRY(dev, cudaMemset(ctx->arrivals, 0, arrivals));
     CUDA_TRY(dev, kern_cuda_launch_probe(ctx));
     RT_TRY(open_staging(dev));
-    return open_blas(dev);
+    RT_TRY(open_blas(dev));
+    dev->used[KERN_USE_WORKSPACE] = (size_t)KERN_CUDA_WORKSPACE + KERN_CUDA_BLAS_WORKSPACE;
+    dev->used[KERN_USE_HOST] = 2 * (size_t)KERN_CUDA_STAGE;
+    return RT_OK;
 }
 
 rt_status kern_cuda_attach(kern_dev *dev, const kern_dev_options *options)

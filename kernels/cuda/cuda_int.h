@@ -19,8 +19,6 @@ typedef struct kern_cuda_staging {
     bool pending[2]; // done[i] guards copies out of half i
 } kern_cuda_staging;
 
-enum { KERN_CUDA_STAGE = 4 << 20 };
-
 typedef struct kern_cuda {
     kern_cuda_ctx ctx;
     kern_precision precision;

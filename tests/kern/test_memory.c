@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a device counts, and the device that does nothing else.
+#include "tests/kern/kern_testing.h"
+
+// Views are part of their owner; shared buffers are the host's.
+static void test_use(void **state)
+{
+    (void)state;
+    kern_dev *dev = kt_open(1);
+    kern_buf *page, *view, *shared;
+    kern_use_for(dev, KERN_USE_KV);
+    KT_OK(kern_buf_new(dev, KERN_BF16, 100, "pages", &page));
+    KT_OK(kern_buf_view(page, 10, 20, &view));
+    KT_OK(kern_buf_new_shared(dev, KERN_I64, 3, "outcome", &shared));
+    assert_int_equal(kern_used(dev, KERN_USE_KV), 200);
+    assert_int_equal(kern_used(dev, KERN_USE_HOST), 24);
+    assert_int_equal(kern_used(dev, KERN_USE_BATCH), 0);
+    kern_buf_free(view);
+    assert_int_equal(kern_used(dev, KERN_USE_KV), 200);
+    kern_buf_free(page);
+    kern_buf_free(shared);
+    assert_int_equal(kern_used(dev, KERN_USE_KV), 0);
+    assert_int_equal(kern_used(dev, KERN_USE_HOST), 0);
+    size_t room = 0;
+    KT_OK(kern_dev_room(dev, &room));
+    assert_true(room > 1 << 20);
+    KT_REFUSED(kern_dev_room(dev, NULL), RT_ERR_INVALID, "kern_dev_room", "out");
+    kern_dev_close(dev);
+}
+
+// More than any machine has is counted, and calls on it do nothing.
+static void check_dry(const kern_dev_options *options, kern_dtype weights, kern_dtype pages)
+{
+    const size_t huge = (size_t)1 << 50;
+    kern_dev *dev;
+    kern_buf *buf;
+    float word = 7;
+    KT_OK(kern_dev_open(options, &dev));
+    assert_true(kern_dev_is_dry(dev));
+    assert_int_equal(kern_dev_kind(dev), options->kind);
+    assert_int_equal(kern_dev_weight_dtype(dev, KERN_F16), weights);
+    assert_int_equal(kern_dev_kv_dtype(dev), pages);
+    kern_use_for(dev, KERN_USE_WEIGHTS);
+    KT_OK(kern_buf_new(dev, KERN_F32, huge, "weights", &buf));
+    assert_true(kern_used(dev, KERN_USE_WEIGHTS) == 4 * huge);
+    KT_OK(kern_write(buf, huge - 1, &word, 1));
+    KT_OK(kern_read(buf, huge - 1, &word, 1));
+    assert_true(word == 0);
+    KT_OK(kern_copy(buf, 0, buf, huge / 2, huge / 2));
+    KT_OK(kern_fill_zero(buf, huge));
+    const kern_fill_normal_args fill = {.dst = buf, .count = huge, .scale = 1};
+    KT_OK(kern_fill_normal(dev, &fill));
+    const kern_upload_args upload = {
+        .dst = buf, .src = &word, .dtype = KERN_F32, .rows = 1, .cols = huge, .stride = huge};
+    KT_OK(kern_upload(&upload));
+    KT_OK(kern_sync(dev));
+    bool idle = false;
+    KT_OK(kern_poll(dev, &idle));
+    assert_true(idle);
+    kern_buf_free(buf);
+    assert_int_equal(kern_used(dev, KERN_USE_WEIGHTS), 0);
+    size_t room = 0;
+    KT_OK(kern_dev_room(dev, &room));
+    assert_true(room == SIZE_MAX);
+    kern_dev_close(dev);
+}
+
+static void test_dry(void **state)
+{
+    (void)state;
+    const kern_dev_options cpu = {.kind = KERN_CPU, .threads = 3, .dry = true};
+    const kern_dev_options cuda = {.kind = KERN_CUDA, .threads = 1, .dry = true};
+    kern_dev_options f32 = cuda;
+    f32.precision = KERN_PRECISION_F32;
+    check_dry(&cpu, KERN_F32, KERN_F32);
+    check_dry(&cuda, KERN_F16, KERN_BF16);
+    check_dry(&f32, KERN_F32, KERN_F32);
+}
+
+// A dry CPU device has the workspace that a real one has.
+static void test_workspace(void **state)
+{
+    (void)state;
+    for (int threads = 1; threads <= 4; threads++) {
+        const kern_dev_options options = {.kind = KERN_CPU, .threads = threads, .dry = true};
+        kern_dev *dry, *dev = kt_open(threads);
+        KT_OK(kern_dev_open(&options, &dry));
+        for (int use = 0; use < KERN_USES; use++)
+            assert_int_equal(kern_used(dry, (kern_use)use), kern_used(dev, (kern_use)use));
+        assert_true(kern_used(dev, KERN_USE_WORKSPACE) >= (size_t)threads << 20);
+        kern_dev_close(dry);
+        kern_dev_close(dev);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_use),
+        cmocka_unit_test(test_dry),
+        cmocka_unit_test(test_workspace),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
