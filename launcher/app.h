@@ -90,6 +90,11 @@ const char *app_precision_choice(size_t i);
             "compute every prompt whole, where it could share the pages of one that begins alike", \
             NULL, NULL, NULL                                                                       \
     }
+#define APP_OPTION_KV_MEMORY(A, text)                                                              \
+    {                                                                                              \
+        "kv-memory", 0, APP_PARSE, offsetof(A, engine.kv_memory), 0, 0, "BYTES", "", text, NULL,   \
+            NULL, app_parse_bytes                                                                  \
+    }
 #define APP_OPTION_TIMEOUT(A)                                                                      \
     {                                                                                              \
         "timeout", 0, APP_REAL, offsetof(A, common.timeout), 0, 86400, "SECONDS", NULL,            \

@@ -43,8 +43,20 @@ static rt_status size_engine(const bench_args *args, int tokens, int blocks, boo
     return RT_OK;
 }
 
-static rt_status lead(bench_model *m, bench_model_fn *measure)
+// Requests that wait for others' pages are not what is to be measured.
+static rt_status check_pages(const bench_model *m, int tokens)
 {
+    const rt_room room = rt_engine_room(m->engine);
+    if ((long long)room.pages * room.page >= tokens)
+        return RT_OK;
+    return RT_FAIL(RT_ERR_LIMIT,
+                   "bench: %d tokens of KV pages needed, --kv-memory gives %d pages of %d", tokens,
+                   room.pages, room.page);
+}
+
+static rt_status lead(bench_model *m, int context, bench_model_fn *measure)
+{
+    RT_TRY(check_pages(m, context));
     int32_t *ids;
     RT_TRY(random_ids(rt_engine_model(m->engine), m->tokens, &ids));
     m->ids = ids;
@@ -61,7 +73,8 @@ rt_status bench_with_engine(comm *c, const bench_args *args, int tokens, int blo
     rt_engine_options options;
     RT_TRY(size_engine(args, tokens, blocks, skip_prefill, &config, &options));
     RT_TRY(rt_engine_open(&options, c, &m.engine));
-    rt_status status = comm_rank(c) == 0 ? lead(&m, measure) : rt_engine_worker(m.engine);
+    rt_status status =
+        comm_rank(c) == 0 ? lead(&m, options.context, measure) : rt_engine_worker(m.engine);
     if (status != RT_OK)
         status = app_abandon(c, status);
     rt_engine_close(m.engine);

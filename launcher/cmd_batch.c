@@ -59,6 +59,9 @@ static const app_option options[] = {
     APP_OPTION_NO_GRAPH(app_batch_args),
     {"threads", 0, APP_INT, AT(engine.threads), 0, 1024, "N", NULL,
      "per rank; 0: cores / ranks of the host", NULL, NULL, NULL},
+    APP_OPTION_KV_MEMORY(
+        app_batch_args, "most memory of KV pages on each rank, such as 8G; requests that find none "
+                        "wait"),
     APP_OPTION_TIMEOUT(app_batch_args),
     APP_OPTION_VERBOSE(app_batch_args),
     APP_OPTION_QUIET(app_batch_args),

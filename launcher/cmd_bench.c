@@ -48,6 +48,8 @@ static const app_option options[] = {
      "per rank; 0: cores / ranks of the host", NULL, NULL, NULL},
     {"prefill-chunk", 0, APP_INT, AT(engine.prefill_chunk), 1, 1 << 20, "N", NULL,
      "prompt tokens in one forward", NULL, NULL, NULL},
+    APP_OPTION_KV_MEMORY(bench_args,
+                         "decode, prefill: most memory of KV pages on each rank, such as 8G"),
     APP_OPTION_TIMEOUT(bench_args),
     APP_OPTION_JSON(bench_args, "print a JSON array of the rows instead of a table"),
     {"csv", 0, APP_FLAG, AT(csv), 0, 0, NULL, NULL, "print the rows as CSV", NULL, NULL, NULL},

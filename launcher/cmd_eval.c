@@ -30,6 +30,9 @@ static const app_option options[] = {
      "prompt tokens in one forward", NULL, NULL, NULL},
     {"max-sessions", 0, APP_INT, AT(engine.max_sessions), 1, 4096, "N", NULL,
      "documents that run at the same time", NULL, NULL, NULL},
+    APP_OPTION_KV_MEMORY(app_eval_args,
+                         "most memory of KV pages on each rank, such as 8G; documents that find "
+                         "none wait"),
     APP_OPTION_TIMEOUT(app_eval_args),
 
     {"resume", 'r', APP_TEXT, AT(resume), 0, 0, "FILE", NULL,

@@ -18,9 +18,11 @@ static const app_option options[] = {
     {"mask-id", 0, APP_INT, AT(engine.mask_id), 0, INT_MAX, "ID", CHECKPOINT,
      "id of the mask token", NULL, NULL, NULL},
     {"context", 0, APP_INT, AT(engine.context), 0, INT_MAX, "N", NULL,
-     "tokens to reserve KV pages for, over all prompts that run at once; 0: the model's length, "
-     "or what several prompts may need",
-     NULL, NULL, NULL},
+     "tokens to reserve KV pages for, over all prompts that run at once; 0: what they need", NULL,
+     NULL, NULL},
+    APP_OPTION_KV_MEMORY(app_generate_args,
+                         "most memory of KV pages on each rank, such as 8G; prompts that find none "
+                         "wait"),
     {"allow-nonfinite", 0, APP_FLAG, AT(engine.allow_nonfinite), 0, 0, NULL, NULL,
      "load weights that hold NaN or infinity", NULL, NULL, NULL},
 

@@ -3,6 +3,8 @@
 // Reads the headers only; no weight is loaded and no rank is started. Or: what a trace
 // of page plans holds.
 #include "launcher/app.h"
+#include "launcher/attention_options.h"
+#include "launcher/info_memory.h"
 #include "launcher/model_options.h"
 #include "launcher/report.h"
 #include "launcher/trace_view.h"
@@ -18,33 +20,51 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { CELL = 96, RANKS_MAX = 4096 };
-enum { WEIGHT_BYTES = 4, KV_BYTES = 4 }; // the CPU keeps f32
+enum { CELL = 96, RANKS_MAX = 1024 };
 
 typedef struct info_args {
     app_common common;
     const char *model, *trace, *plot;
     int dummy;
-    int ranks, context, page;
-    rt_config_overrides overrides;
+    int ranks, context; // tokens of each session
+    rt_engine_options engine;
+    app_attention attention;
     bool json;
 } info_args;
+
+// What is printed.
+typedef struct info {
+    const info_args *args;
+    rt_model_config model;
+    rt_checkpoint *ckpt; // NULL: a dummy
+    int context;
+    par_plan *plans;   // [ranks]
+    rt_memory *memory; // [ranks]
+} info;
 
 #define AT(member) offsetof(info_args, member)
 
 static const app_option options[] = {
     APP_OPTION_MODEL(info_args),
     APP_OPTION_DUMMY(info_args),
-    {"block-length", 0, APP_INT, AT(overrides.block_length), 1, 4096, "N", "from the checkpoint",
+    {"block-length", 0, APP_INT, AT(engine.block_length), 1, 4096, "N", "from the checkpoint",
      "tokens in a block", NULL, NULL, NULL},
-    {"mask-id", 0, APP_INT, AT(overrides.mask_id), 0, INT_MAX, "ID", "from the checkpoint",
+    {"mask-id", 0, APP_INT, AT(engine.mask_id), 0, INT_MAX, "ID", "from the checkpoint",
      "id of the mask token", NULL, NULL, NULL},
     {"ranks", 'r', APP_INT, AT(ranks), 1, RANKS_MAX, "N", NULL, "split over so many ranks",
      "What to work out", NULL, NULL},
     {"context", 0, APP_INT, AT(context), 0, INT_MAX, "N", NULL,
-     "tokens of KV pages; 0: the model's length", NULL, NULL, NULL},
-    {"page-size", 0, APP_INT, AT(page), 4, 256, "N", NULL, "tokens in a KV page", NULL, NULL, NULL},
-    APP_OPTION_JSON(info_args, "print one JSON object"),
+     "tokens of a session, prompt and answer; 0: the model's length", NULL, NULL, NULL},
+    {"batch", 0, APP_INT, AT(engine.max_sessions), 1, 4096, "R", NULL,
+     "sessions that run at the same time", NULL, NULL, NULL},
+    APP_OPTION_KV_MEMORY(info_args, "count the sessions that fit; no more KV pages than that"),
+    {"prefill-chunk", 0, APP_INT, AT(engine.prefill_chunk), 1, 1 << 20, "N", NULL,
+     "prompt tokens in one forward", NULL, NULL, NULL},
+    APP_OPTION_DEVICE(info_args),
+    APP_OPTION_PRECISION(info_args),
+    APP_OPTIONS_ATTENTION(info_args, attention),
+    {"json", 0, APP_FLAG, AT(json), 0, 0, NULL, NULL, "print one JSON object", "Output", NULL,
+     NULL},
     {"trace", 0, APP_TEXT, AT(trace), 0, 0, "FILE", NULL,
      "print what 'losa generate --trace-plans' wrote, a plan a line, instead", NULL, NULL, NULL},
     {"plot", 0, APP_TEXT, AT(plot), 0, 0, "FILE.svg", NULL,
@@ -57,13 +77,13 @@ static void defaults(void *target)
     info_args *args = target;
     args->dummy = APP_NO_DUMMY;
     args->ranks = 1;
-    args->page = losa_config_default().page;
-    args->overrides.mask_id = -1;
+    args->engine = rt_engine_options_default();
+    app_attention_defaults(&args->attention);
 }
 
 static rt_status check(void *target)
 {
-    const info_args *args = target;
+    info_args *args = target;
     const bool model = args->model || args->dummy != APP_NO_DUMMY;
     if (model == !!args->trace)
         return RT_FAIL(RT_ERR_INVALID, "give either --model DIR, --dummy NAME or --trace FILE");
@@ -73,9 +93,10 @@ static rt_status check(void *target)
         return RT_FAIL(RT_ERR_INVALID, "--plot needs --trace");
     if (args->trace && args->json)
         return RT_FAIL(RT_ERR_INVALID, "--trace prints lines of text, not --json");
-    losa_config config = losa_config_default();
-    config.page = args->page;
-    return losa_config_check(&config);
+    RT_TRY(app_attention_check(&args->attention));
+    args->engine.attention = args->attention.config;
+    args->engine.model_dir = args->model;
+    return RT_OK;
 }
 
 // ---- figures ---------------------------------------------------------------------
@@ -95,30 +116,6 @@ static int64_t count_parameters(const rt_checkpoint *ckpt)
     return sum;
 }
 
-// Elements of the weights that a rank holds.
-static int64_t shard_parameters(const rt_model_config *m, const par_plan *p)
-{
-    const int64_t hidden = m->hidden;
-    const int64_t qkv = (int64_t)(p->heads.count + 2 * p->kv_heads.count) * m->head_dim;
-    const int64_t layer =
-        qkv * (hidden + m->qkv_bias) + (int64_t)p->heads.count * m->head_dim * hidden +
-        3 * hidden * p->ffn.count + 2 * hidden + (m->qk_norm ? 2 * m->head_dim : 0);
-    return m->layers * layer + hidden + (m->tied_head ? 1 : 2) * hidden * p->vocab.count;
-}
-
-// K, V and page metadata of all layers on one rank, for `tokens` in whole pages.
-static int64_t kv_bytes(const rt_model_config *m, const par_plan *p, int64_t tokens, int page)
-{
-    const int64_t pages = (tokens + page - 1) / page;
-    const int64_t row = (int64_t)p->kv_heads.count * m->head_dim * KV_BYTES;
-    return 2 * row * m->layers * pages * (page + 1);
-}
-
-static int64_t kv_bytes_per_token(const rt_model_config *m, const par_plan *p)
-{
-    return (int64_t)2 * KV_BYTES * m->layers * p->kv_heads.count * m->head_dim;
-}
-
 static const char *rope_name(rt_rope_kind kind)
 {
     static const char *const names[] = {"plain", "linear", "yarn"};
@@ -132,14 +129,19 @@ static json_t *range_json(par_range r)
     return json_pack("[i, i]", r.first, r.first + r.count);
 }
 
-static json_t *shard_json(const rt_model_config *m, const par_plan *p, int64_t context, int page)
+static json_t *shard_json(const par_plan *p, const rt_memory *m, uint64_t kv_memory)
 {
-    return json_pack("{s:i, s:o, s:o, s:i, s:o, s:o, s:I, s:I, s:I}", "rank", p->rank, "heads",
-                     range_json(p->heads), "kv_heads", range_json(p->kv_heads), "kv_replicas",
-                     p->kv_replicas, "ffn", range_json(p->ffn), "vocab", range_json(p->vocab),
-                     "weight_bytes", (json_int_t)(shard_parameters(m, p) * WEIGHT_BYTES),
-                     "kv_bytes_per_token", (json_int_t)kv_bytes_per_token(m, p), "kv_bytes",
-                     (json_int_t)kv_bytes(m, p, context, page));
+    json_t *shard =
+        json_pack("{s:i, s:o, s:o, s:i, s:o, s:o}", "rank", p->rank, "heads", range_json(p->heads),
+                  "kv_heads", range_json(p->kv_heads), "kv_replicas", p->kv_replicas, "ffn",
+                  range_json(p->ffn), "vocab", range_json(p->vocab));
+    json_t *memory = app_memory_json(m, kv_memory);
+    if (json_object_update(shard, memory) != 0) { // also when one of them is NULL
+        json_decref(shard);
+        shard = NULL;
+    }
+    json_decref(memory);
+    return shard;
 }
 
 static json_t *model_json(const rt_model_config *m)
@@ -165,15 +167,17 @@ static json_t *files_json(const rt_checkpoint *ckpt)
                      (json_int_t)count_parameters(ckpt));
 }
 
-static rt_status print_json(const info_args *args, const rt_model_config *m,
-                            const rt_checkpoint *ckpt, const par_plan *plans, int64_t context)
+static rt_status print_json(const info *in)
 {
+    const rt_engine_options *o = &in->args->engine;
     json_t *shards = json_array();
-    for (int r = 0; r < args->ranks; r++)
-        json_array_append_new(shards, shard_json(m, &plans[r], context, args->page));
+    for (int r = 0; r < in->args->ranks; r++)
+        json_array_append_new(shards, shard_json(&in->plans[r], &in->memory[r], o->kv_memory));
     json_t *all =
-        json_pack("{s:o, s:o*, s:I, s:o}", "model", model_json(m), "files",
-                  ckpt ? files_json(ckpt) : NULL, "context", (json_int_t)context, "shards", shards);
+        json_pack("{s:o, s:o*, s:s, s:s, s:i, s:i, s:o}", "model", model_json(&in->model), "files",
+                  in->ckpt ? files_json(in->ckpt) : NULL, "device", app_device_choice(o->device),
+                  "default_device", app_device_choice(rt_engine_options_default().device),
+                  "context", in->context, "sessions", o->max_sessions, "shards", shards);
     if (!all)
         return RT_FAIL(RT_ERR_INTERNAL, "info: no memory, or text that is not UTF-8");
     const rt_status status = app_report_write(all, "-");
@@ -232,13 +236,11 @@ static void format_range(par_range r, char *out)
         snprintf(out, CELL, "%d-%d", r.first, r.first + r.count - 1);
 }
 
-static rt_status print_shards(const info_args *args, const rt_model_config *m,
-                              const par_plan *plans, int64_t context)
+static rt_status print_shards(const info *in)
 {
-    static const char *const headings[] = {"rank",       "heads",       "KV heads",    "ffn",
-                                           "vocabulary", "weights, MB", "KV pages, MB"};
+    static const char *const headings[] = {"rank", "heads", "KV heads", "ffn", "vocabulary"};
     enum { COLUMNS = sizeof headings / sizeof headings[0] };
-    const size_t rows = (size_t)args->ranks + 1;
+    const size_t rows = (size_t)in->args->ranks + 1;
     char(*text)[CELL] = NULL;
     const char **cells = NULL;
     rt_status status;
@@ -246,14 +248,12 @@ static rt_status print_shards(const info_args *args, const rt_model_config *m,
     RT_TRY_GOTO(status, RT_ALLOC(cells, rows * COLUMNS, "table"), done);
     memcpy(cells, headings, sizeof headings);
     for (size_t r = 1; r < rows; r++) {
-        const par_plan *p = &plans[r - 1];
+        const par_plan *p = &in->plans[r - 1];
         const par_range ranges[] = {p->heads, p->kv_heads, p->ffn, p->vocab};
         char(*row)[CELL] = &text[r * COLUMNS];
         snprintf(row[0], CELL, "%d", p->rank);
         for (size_t i = 0; i < 4; i++)
             format_range(ranges[i], row[1 + i]);
-        snprintf(row[5], CELL, "%.1f", (double)shard_parameters(m, p) * WEIGHT_BYTES / 1e6);
-        snprintf(row[6], CELL, "%.1f", (double)kv_bytes(m, p, context, args->page) / 1e6);
         for (size_t i = 0; i < COLUMNS; i++)
             cells[r * COLUMNS + i] = row[i];
     }
@@ -264,30 +264,61 @@ done:
     return status;
 }
 
-static rt_status print_text(const info_args *args, const rt_model_config *m,
-                            const rt_checkpoint *ckpt, const par_plan *plans, int64_t context)
+static void print_device(const info *in)
 {
-    print_model(m);
-    if (ckpt) {
-        print_row("tensors", "%zu, %.1f MB", rt_checkpoint_count(ckpt),
-                  (double)rt_checkpoint_bytes(ckpt) / 1e6);
-        print_row("parameters", "%.2f million", (double)count_parameters(ckpt) / 1e6);
+    const int gpus = kern_device_count(KERN_CUDA);
+    print_row("device", "%s (default here: %s, %d GPU%s)",
+              app_device_choice(in->args->engine.device),
+              app_device_choice(rt_engine_options_default().device), gpus, gpus == 1 ? "" : "s");
+}
+
+static rt_status print_text(const info *in)
+{
+    const info_args *args = in->args;
+    const int sessions = args->engine.max_sessions;
+    print_model(&in->model);
+    if (in->ckpt) {
+        print_row("tensors", "%zu, %.1f MB", rt_checkpoint_count(in->ckpt),
+                  (double)rt_checkpoint_bytes(in->ckpt) / 1e6);
+        print_row("parameters", "%.2f million", (double)count_parameters(in->ckpt) / 1e6);
     }
-    print_row("KV per token", "%lld bytes on each rank",
-              (long long)kv_bytes_per_token(m, &plans[0]));
-    printf("\n%d rank%s on CPUs (f32), KV pages for %lld tokens:\n", args->ranks,
-           args->ranks == 1 ? "" : "s", (long long)context);
-    return print_shards(args, m, plans, context);
+    print_device(in);
+    printf("\n%d rank%s\n", args->ranks, args->ranks == 1 ? "" : "s");
+    RT_TRY(print_shards(in));
+    printf("\n%d session%s of %d tokens\n", sessions, sessions == 1 ? "" : "s", in->context);
+    return app_memory_print(in->memory, args->ranks, args->engine.device, in->context,
+                            args->engine.kv_memory);
 }
 
 // ----------------------------------------------------------------------------------
 
-static rt_status make_plans(const rt_model_config *m, int ranks, par_plan *out)
+static rt_status plan_ranks(const info *in)
 {
+    const rt_model_config *m = &in->model;
     const par_shape shape = {m->heads, m->kv_heads, m->ffn, m->vocab};
-    for (int r = 0; r < ranks; r++)
-        RT_TRY(par_plan_make(&shape, r, ranks, &out[r]));
-    return RT_OK;
+    const int sessions = in->args->engine.max_sessions;
+    rt_engine_options o = in->args->engine;
+    if (in->context > INT_MAX / 2 / sessions)
+        return RT_FAIL(RT_ERR_LIMIT, "%d sessions of %d tokens: too many", sessions, in->context);
+    o.context = in->context * sessions;
+    o.dummy = in->ckpt ? NULL : m;
+    for (int r = 0; r < in->args->ranks; r++)
+        RT_TRY(par_plan_make(&shape, r, in->args->ranks, &in->plans[r]));
+    return app_memory_plan(&o, in->args->ranks, in->memory);
+}
+
+static rt_status describe(info *in)
+{
+    const info_args *args = in->args;
+    const rt_config_overrides overrides = {args->engine.block_length, args->engine.mask_id};
+    RT_TRY(app_model_config(args->model, args->dummy, &overrides, &in->model));
+    if (args->model)
+        RT_TRY(rt_checkpoint_open(args->model, &in->ckpt));
+    in->context = args->context ? args->context : in->model.max_positions;
+    RT_TRY(RT_ALLOC(in->plans, (size_t)args->ranks, "plans"));
+    RT_TRY(RT_ALLOC(in->memory, (size_t)args->ranks, "plans"));
+    RT_TRY(plan_ranks(in));
+    return args->json ? print_json(in) : print_text(in);
 }
 
 static rt_status run(comm *c, void *target)
@@ -298,29 +329,19 @@ static rt_status run(comm *c, void *target)
         return app_trace_plot(args->trace, args->plot);
     if (args->trace)
         return app_trace_print(args->trace);
-    rt_model_config m;
-    rt_checkpoint *ckpt = NULL; // none of a dummy
-    par_plan *plans;
-    RT_TRY(app_model_config(args->model, args->dummy, &args->overrides, &m));
-    if (args->model)
-        RT_TRY(rt_checkpoint_open(args->model, &ckpt));
-    rt_status status;
-    RT_TRY_GOTO(status, RT_ALLOC(plans, (size_t)args->ranks, "plans"), close);
-    RT_TRY_GOTO(status, make_plans(&m, args->ranks, plans), free_plans);
-    const int64_t context = args->context ? args->context : m.max_positions;
-    status = (args->json ? print_json : print_text)(args, &m, ckpt, plans, context);
-free_plans:
-    rt_free(plans);
-close:
-    rt_checkpoint_close(ckpt);
+    info in = {.args = args};
+    const rt_status status = describe(&in);
+    rt_free(in.memory);
+    rt_free(in.plans);
+    rt_checkpoint_close(in.ckpt);
     return status;
 }
 
 const app_command app_cmd_info = {
     .name = "info",
     .summary = "what a checkpoint is, its shards and memory; what a trace holds",
-    .usage = "--model DIR | --dummy NAME [--ranks N] [--context N] [--json] | --trace FILE [--plot "
-             "FILE.svg]",
+    .usage = "--model DIR | --dummy NAME [--ranks N] [--context N] [--batch R] [--json] | --trace "
+             "FILE [--plot FILE.svg]",
     .table = {options, sizeof options / sizeof options[0]},
     .args_size = sizeof(info_args),
     .local = true,

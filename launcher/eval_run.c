@@ -98,27 +98,33 @@ static rt_status prepare(evaluation *ev, int ranks)
     return RT_OK;
 }
 
-static int larger_first(const void *a, const void *b)
+static rt_request request_of(const evaluation *ev, size_t i)
 {
-    const int x = *(const int *)a, y = *(const int *)b;
-    return (x < y) - (x > y);
+    const app_document *d = &ev->documents.items[i];
+    rt_request request = ev->args->request;
+    request.prompt_ids = d->prompt.data;
+    request.prompt_ids_len = d->prompt.len;
+    return request;
+}
+
+static rt_status name_refused(const evaluation *ev, size_t i, rt_status status)
+{
+    return RT_FAIL(status, "%s: %s: %s", ev->args->data, ev->documents.items[i].id,
+                   rt_last_error());
 }
 
 // KV pages for the longest documents that can run at once.
-static rt_status size_context(const evaluation *ev, int *out)
+static rt_status size_context(const evaluation *ev, const rt_engine_options *options, int *out)
 {
     const size_t count = ev->documents.count;
-    int *needs;
-    RT_TRY(RT_ALLOC(needs, count, "documents"));
+    rt_request *requests;
+    RT_TRY(RT_ALLOC(requests, count, "documents"));
     for (size_t i = 0; i < count; i++)
-        needs[i] = (int)ev->documents.items[i].prompt.len + ev->args->request.max_tokens;
-    qsort(needs, count, sizeof *needs, larger_first);
-    long long sum = 0;
-    for (size_t i = 0; i < count && i < (size_t)ev->args->engine.max_sessions; i++)
-        sum += needs[i];
-    rt_free(needs);
-    *out = sum < INT_MAX ? (int)sum : INT_MAX;
-    return RT_OK;
+        requests[i] = request_of(ev, i);
+    size_t refused;
+    const rt_status status = rt_engine_context_for(options, requests, count, out, &refused);
+    rt_free(requests);
+    return refused < count ? name_refused(ev, refused, status) : status;
 }
 
 // ---- one policy, rank 0 -----------------------------------------------------------------
@@ -165,18 +171,15 @@ static void on_done(void *ctx, rt_session_id id, const rt_result *result)
 static rt_status submit_all(asking *a, rt_engine *e)
 {
     const app_documents *documents = &a->ev->documents;
-    rt_request request = a->ev->args->request;
-    request.on_done = on_done;
-    request.ctx = a;
     for (size_t i = 0; i < documents->count; i++) {
-        const app_document *d = &documents->items[i];
         if (!is_open(a->ev, a->policy, i))
             continue;
-        request.prompt_ids = d->prompt.data;
-        request.prompt_ids_len = d->prompt.len;
+        rt_request request = request_of(a->ev, i);
+        request.on_done = on_done;
+        request.ctx = a;
         const rt_status status = rt_engine_submit(e, &request, &a->ids[i]);
         if (status != RT_OK)
-            return RT_FAIL(status, "%s: %s: %s", a->ev->args->data, d->id, rt_last_error());
+            return name_refused(a->ev, i, status);
     }
     return RT_OK;
 }
@@ -243,17 +246,17 @@ static rt_status run_policy(comm *c, evaluation *ev, const rt_engine_options *op
 static rt_status run_policies(comm *c, evaluation *ev, const app_policies *policies)
 {
     rt_engine_options options = ev->args->engine;
-    int sizes[2] = {options.max_sessions, 0};
+    if (options.kv_memory == 0 && options.device == KERN_CUDA)
+        options.kv_memory = RT_KV_LEFT;
     rt_status status = RT_OK;
     if (comm_rank(c) == 0) {
-        if (ev->documents.count < (size_t)sizes[0])
-            sizes[0] = (int)ev->documents.count;
-        status = size_context(ev, &sizes[1]);
+        if (ev->documents.count < (size_t)options.max_sessions)
+            options.max_sessions = (int)ev->documents.count;
+        status = size_context(ev, &options, &options.context);
     }
     RT_TRY(comm_agree(c, status));
-    RT_TRY(comm_ctl_bcast(c, 0, sizes, sizeof sizes));
-    options.max_sessions = sizes[0];
-    options.context = sizes[1];
+    RT_TRY(comm_ctl_bcast(c, 0, &options.max_sessions, sizeof options.max_sessions));
+    RT_TRY(comm_ctl_bcast(c, 0, &options.context, sizeof options.context));
     app_catch_signals();
     for (size_t p = 0; p < policies->count; p++)
         RT_TRY(run_policy(c, ev, &options, &policies->items[p]));

@@ -41,11 +41,13 @@ size_t app_prompts_count(const app_generate_args *args);
 // Reads all of them. `out` may hold some on failure too; app_prompts_free frees it.
 rt_status app_prompts_read(const app_generate_args *args, app_prompts *out);
 void app_prompts_free(app_prompts *prompts);
-// Tokens of KV pages that the prompts and their answers may need at once, by bounds:
-// a token is at least one byte, and no request is longer than the model's context.
-// 0, which is the model's context, for a single prompt.
+// What is asked with a prompt, without callbacks.
+rt_request app_prompt_request(const app_generate_args *args, const app_prompt *prompt);
+// Names a refused prompt, if there are several, in the last error's message; `status`.
+rt_status app_prompt_refused(const app_prompts *prompts, size_t i, rt_status status);
+// Tokens of KV pages that the prompts and their answers may need at once.
 rt_status app_prompts_context(const app_generate_args *args, const app_prompts *prompts,
-                              int sessions, int *out);
+                              const rt_engine_options *options, int *out);
 
 // ---- answers
 

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The prompts of losa generate, and the pages to reserve for them.
+// The prompts of losa generate, and the tokens of KV pages to reserve for them.
 #include "launcher/generate.h"
 
 #include "runtime/base/file.h"
 #include "runtime/base/mem.h"
 
-#include <limits.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { PROMPT_MAX = 256 << 20 }; // bytes; far beyond any context
@@ -63,43 +61,34 @@ void app_prompts_free(app_prompts *prompts)
     rt_free(prompts->items);
 }
 
-static int larger_first(const void *a, const void *b)
+rt_status app_prompt_refused(const app_prompts *prompts, size_t i, rt_status status)
 {
-    const size_t x = *(const size_t *)a, y = *(const size_t *)b;
-    return (x < y) - (x > y);
+    const char *name = prompts->items[i].name;
+    if (prompts->count == 1)
+        return status;
+    if (name)
+        return RT_FAIL(status, "%s: %s", name, rt_last_error());
+    return RT_FAIL(status, "--prompt %zu of %zu: %s", i + 1, prompts->count, rt_last_error());
 }
 
-// Upper bounds of what the requests need, the largest first.
-static rt_status bound_needs(const app_generate_args *args, const app_prompts *prompts,
-                             size_t *needs)
+rt_request app_prompt_request(const app_generate_args *args, const app_prompt *prompt)
 {
-    enum { CHAT_TOKENS = 64 }; // of the turns' markers and roles
-    rt_model_config model;
-    const rt_config_overrides given = {args->engine.block_length, args->engine.mask_id};
-    RT_TRY(rt_config_load(args->model, &given, &model));
-    const size_t longest = (size_t)model.max_positions;
-    const size_t system = args->request.system ? strlen(args->request.system) : 0;
-    for (size_t i = 0; i < prompts->count; i++) {
-        const size_t most =
-            prompts->items[i].text.len + system + CHAT_TOKENS + (size_t)args->request.max_tokens;
-        needs[i] = most < longest ? most : longest;
-    }
-    qsort(needs, prompts->count, sizeof *needs, larger_first);
-    return RT_OK;
+    rt_request request = args->request;
+    request.prompt = prompt->text.data ? prompt->text.data : "";
+    request.prompt_len = prompt->text.len;
+    return request;
 }
 
 rt_status app_prompts_context(const app_generate_args *args, const app_prompts *prompts,
-                              int sessions, int *out)
+                              const rt_engine_options *options, int *out)
 {
-    *out = args->engine.context;
-    if (*out != 0 || prompts->count == 1)
-        return RT_OK;
-    size_t *needs, sum = 0;
-    RT_TRY(RT_ALLOC(needs, prompts->count, "prompts"));
-    const rt_status status = bound_needs(args, prompts, needs);
-    for (size_t i = 0; i < prompts->count && i < (size_t)sessions; i++)
-        sum += needs[i];
-    rt_free(needs);
-    *out = sum < INT_MAX ? (int)sum : INT_MAX;
-    return status;
+    rt_request *requests;
+    RT_TRY(RT_ALLOC(requests, prompts->count, "requests"));
+    for (size_t i = 0; i < prompts->count; i++)
+        requests[i] = app_prompt_request(args, &prompts->items[i]);
+    size_t refused;
+    const rt_status status =
+        rt_engine_context_for(options, requests, prompts->count, out, &refused);
+    rt_free(requests);
+    return refused < prompts->count ? app_prompt_refused(prompts, refused, status) : status;
 }

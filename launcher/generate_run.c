@@ -67,30 +67,21 @@ static void on_done(void *ctx, rt_session_id id, const rt_result *result)
         app_progress_update(&g->bar, "answered", "prompts", (int)g->done, (int)g->prompts->count);
 }
 
-// A refused prompt among several is named.
-static rt_status submit(generation *g, rt_engine *e, const rt_request *request, size_t i)
+static rt_status submit(generation *g, rt_engine *e, size_t i)
 {
-    const app_prompt *p = &g->prompts->items[i];
-    rt_request r = *request;
-    r.prompt = p->text.data ? p->text.data : "";
-    r.prompt_len = p->text.len;
+    rt_request r = app_prompt_request(g->args, &g->prompts->items[i]);
+    r.on_prefill = streams(g) ? on_prefill : NULL;
+    r.on_text = streams(g) && !g->args->json ? on_text : NULL;
+    r.on_done = on_done;
+    r.ctx = g;
     const rt_status status = rt_engine_submit(e, &r, &g->ids[i]);
-    if (status == RT_OK || streams(g))
-        return status;
-    if (p->name)
-        return RT_FAIL(status, "%s: %s", p->name, rt_last_error());
-    return RT_FAIL(status, "--prompt %zu of %zu: %s", i + 1, g->prompts->count, rt_last_error());
+    return status == RT_OK ? RT_OK : app_prompt_refused(g->prompts, i, status);
 }
 
 static rt_status submit_all(generation *g, rt_engine *e)
 {
-    rt_request request = g->args->request;
-    request.on_prefill = streams(g) ? on_prefill : NULL;
-    request.on_text = streams(g) && !g->args->json ? on_text : NULL;
-    request.on_done = on_done;
-    request.ctx = g;
     for (size_t i = 0; i < g->prompts->count; i++)
-        RT_TRY(submit(g, e, &request, i));
+        RT_TRY(submit(g, e, i));
     return RT_OK;
 }
 
@@ -150,9 +141,13 @@ static rt_status size_engine(comm *c, const app_generate_args *args, const app_p
     *out = args->engine;
     if (out->max_sessions == 0)
         out->max_sessions = count < SESSIONS_DEFAULT ? (int)count : SESSIONS_DEFAULT;
+    if (out->context)
+        return RT_OK;
+    if (out->kv_memory == 0 && out->device == KERN_CUDA)
+        out->kv_memory = RT_KV_LEFT;
     rt_status status = RT_OK;
     if (comm_rank(c) == 0)
-        status = app_prompts_context(args, prompts, out->max_sessions, &out->context);
+        status = app_prompts_context(args, prompts, out, &out->context);
     RT_TRY(comm_agree(c, status));
     return comm_ctl_bcast(c, 0, &out->context, sizeof out->context);
 }

@@ -50,6 +50,7 @@ static rt_status open_layers(losa_state *s)
     const size_t block_rows = (size_t)s->limits.sessions * (size_t)s->limits.block;
     const size_t slots = reuses(&s->config) ? block_rows : 1;
     const size_t heads = (size_t)s->heads;
+    kern_use_for(s->group.dev, KERN_USE_CACHE);
     RT_TRY(RT_ALLOC(s->layers, (size_t)s->limits.layers, "LoSA layer caches"));
     for (int l = 0; l < s->limits.layers; l++) {
         layer_cache *c = &s->layers[l];
@@ -87,9 +88,12 @@ static rt_status open_buffers(losa_state *s)
 {
     const size_t rows = (size_t)s->limits.rows, heads = (size_t)s->heads;
     RT_TRY(open_layers(s));
+    kern_use_for(s->group.dev, KERN_USE_BATCH);
     RT_TRY(open_plan(s));
+    kern_use_for(s->group.dev, KERN_USE_ACTIVATIONS);
     RT_TRY(new_f32(s, rows * heads * (size_t)s->limits.head_dim, "prefix attention", &s->o));
     RT_TRY(new_f32(s, rows * heads, "prefix attention", &s->lse));
+    kern_use_for(s->group.dev, KERN_USE_BATCH);
     RT_TRY(kern_buf_new(s->group.dev, KERN_I64, (size_t)s->limits.segs * KERN_COUNT_N,
                         "plan counters", &s->counts));
     return new_i32(s, 2, "plan checksum", &s->checksum);

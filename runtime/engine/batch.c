@@ -35,6 +35,7 @@ static rt_status open_arrays(kern_dev *dev, rt_batch *b)
 {
     const size_t count = place(b, RT_BATCH_ARRAYS);
     RT_TRY(RT_ALLOC(b->memory, count, "batch"));
+    kern_use_for(dev, KERN_USE_BATCH);
     RT_TRY(kern_buf_new(dev, KERN_I32, count, "batch", &b->arena));
     RT_TRY(kern_buf_new_shared(dev, KERN_I32, place(b, RT_BATCH_POS), "outcome of a step",
                                &b->outcome));

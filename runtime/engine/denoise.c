@@ -50,6 +50,7 @@ static rt_status open_buffers(rt_denoise *d)
     enum { FILTER_WORDS = 4, BINS = 256 };
     const size_t rows = (size_t)d->shape.max_rows;
     const size_t gathered = rows * (size_t)d->ranks;
+    kern_use_for(d->group.dev, KERN_USE_BATCH);
     const struct {
         kern_buf **buf;
         kern_dtype dtype;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which device of its host a rank drives.
-#include "runtime/engine/engine.h"
+#include "runtime/engine/engine_int.h"
 
 #include "runtime/base/pool.h"
 
-static int threads_of(const rt_engine_options *o, const comm *c)
+int rt_engine_threads(const rt_engine_options *o, const comm *c)
 {
     const int share = rt_pool_cores() / comm_local_ranks(c);
     return o->threads ? o->threads : share > 1 ? share : 1;
@@ -21,7 +21,7 @@ rt_status rt_engine_device(const rt_engine_options *options, const comm *c, kern
     const kern_dev_options dev = {
         .kind = options->device,
         .index = options->device == KERN_CUDA ? comm_local_rank(c) : 0,
-        .threads = threads_of(options, c),
+        .threads = rt_engine_threads(options, c),
         .precision = options->precision,
     };
     return kern_dev_open(&dev, out);

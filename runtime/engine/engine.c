@@ -70,7 +70,7 @@ static rt_status check_options(const rt_engine_options *o)
     return losa_config_check(&o->attention);
 }
 
-static rt_status read_config(const rt_engine_options *options, rt_model_config *out)
+rt_status rt_engine_read_config(const rt_engine_options *options, rt_model_config *out)
 {
     if (options->dummy) {
         *out = *options->dummy;
@@ -80,19 +80,31 @@ static rt_status read_config(const rt_engine_options *options, rt_model_config *
     return rt_config_load(options->model_dir, &overrides, out);
 }
 
-// Reads the configuration; fills in what the options leave open.
-static rt_status configure(rt_engine *e, const rt_engine_options *options)
+// Tokens of KV pages, where the options say none.
+static int default_context(const rt_engine *e)
+{
+    enum { CONTEXT_MAX = 1 << 30 };
+    const long long one = e->config.max_positions, all = one * e->options.max_sessions;
+    if (!e->options.kv_memory)
+        return (int)one;
+    return all < CONTEXT_MAX ? (int)all : CONTEXT_MAX;
+}
+
+// Reads configuration and headers; fills in what the options leave open.
+rt_status rt_engine_configure(rt_engine *e, const rt_engine_options *options)
 {
     RT_TRY(check_options(options));
     e->options = *options;
-    RT_TRY(read_config(options, &e->config));
+    RT_TRY(rt_engine_read_config(options, &e->config));
     const par_shape shape = {e->config.heads, e->config.kv_heads, e->config.ffn, e->config.vocab};
     comm *c = e->group.comm;
     RT_TRY(par_plan_make(&shape, comm_rank(c), comm_ranks(c), &e->plan));
-    if (e->options.context == 0)
-        e->options.context = e->config.max_positions;
+    if (options->device == KERN_CUDA && options->context == 0 && options->kv_memory == 0)
+        e->options.kv_memory = RT_KV_LEFT;
+    if (options->context == 0)
+        e->options.context = default_context(e);
     e->prefill_chunk = round_up(options->prefill_chunk, e->config.block_length);
-    return RT_OK;
+    return options->dummy ? RT_OK : rt_checkpoint_open(options->model_dir, &e->ckpt);
 }
 
 static rt_status open_device(rt_engine *e)
@@ -104,21 +116,16 @@ static rt_status open_device(rt_engine *e)
 
 static rt_status open_kvcache(rt_engine *e)
 {
-    // Every session may leave a part of a block and of a page unused.
-    const long long slack =
-        (long long)e->options.max_sessions * (e->config.block_length + e->options.attention.page);
-    const long long tokens = e->options.context + slack;
-    if (tokens > INT_MAX)
-        return RT_FAIL(RT_ERR_LIMIT, "context %d: too many tokens", e->options.context);
     const rt_kvcache_shape shape = {
         .layers = e->config.layers,
         .kv_heads = e->plan.kv_heads.count,
         .head_dim = e->config.head_dim,
-        .pages = rt_engine_pages(e, (int)tokens),
+        .pages = e->pages,
         .page = e->options.attention.page,
     };
     RT_TRY(rt_kvcache_open(e->dev, &shape, &e->kv));
-    return e->options.skip_prefill ? rt_kvcache_randomize(e->dev, &e->kv) : RT_OK;
+    const bool random = e->options.skip_prefill && !kern_dev_is_dry(e->dev);
+    return random ? rt_kvcache_randomize(e->dev, &e->kv) : RT_OK;
 }
 
 // Every session can have a finished block and an open one in a forward.
@@ -160,14 +167,8 @@ static rt_status open_model(rt_engine *e)
         .rows = max_rows(e),
         .head_rows = max_head_rows(e),
     };
-    rt_checkpoint *ckpt = NULL;
-    if (!e->options.dummy)
-        RT_TRY(rt_checkpoint_open(e->options.model_dir, &ckpt));
-    const rt_weights_source source = {ckpt, e->options.allow_nonfinite};
-    const rt_status status =
-        rt_model_open(&e->group, &e->plan, &e->config, &limits, &source, &e->model);
-    rt_checkpoint_close(ckpt);
-    return status;
+    const rt_weights_source source = {e->ckpt, e->options.allow_nonfinite};
+    return rt_model_open(&e->group, &e->plan, &e->config, &limits, &source, &e->model);
 }
 
 static rt_status open_denoise(rt_engine *e)
@@ -184,7 +185,7 @@ static rt_status open_denoise(rt_engine *e)
 }
 
 // Rank 0 reads and writes text. A checkpoint without a tokenizer still takes ids.
-static rt_status open_tokenizer(rt_engine *e)
+rt_status rt_engine_open_tokenizer(rt_engine *e)
 {
     char path[PATH_MAX];
     if (e->options.dummy)
@@ -222,7 +223,7 @@ static rt_status open_root(rt_engine *e)
         .sharing = !e->options.no_sharing && !e->options.skip_prefill,
     };
     RT_TRY(rt_pagebook_open(&book, &e->book));
-    RT_TRY(open_tokenizer(e));
+    RT_TRY(rt_engine_open_tokenizer(e));
     return open_trace(e);
 }
 
@@ -248,21 +249,27 @@ static rt_status open_state(rt_engine *e)
     RT_TRY(rt_batch_open(e->dev, max_rows(e), max_segs(e), pages, &e->batch));
     RT_TRY(open_attention(e, pages));
     RT_TRY(open_denoise(e));
-    if (records(e))
-        RT_TRY(rt_graphs_open(e->dev, e->group.comm, &e->graphs));
-    return rt_engine_is_root(e) ? open_root(e) : RT_OK;
+    return records(e) ? rt_graphs_open(e->dev, e->group.comm, &e->graphs) : RT_OK;
+}
+
+rt_status rt_engine_fill(rt_engine *e)
+{
+    RT_TRY(open_model(e));
+    return open_state(e);
 }
 
 static rt_status open_machine(rt_engine *e, const rt_engine_options *options)
 {
-    RT_TRY(configure(e, options));
+    RT_TRY(rt_engine_configure(e, options));
     return open_device(e);
 }
 
 static rt_status open_memory(rt_engine *e)
 {
-    RT_TRY(open_model(e));
-    return open_state(e);
+    RT_TRY(rt_engine_fill(e));
+    rt_checkpoint_close(e->ckpt);
+    e->ckpt = NULL;
+    return rt_engine_is_root(e) ? open_root(e) : RT_OK;
 }
 
 // One rank's failure must not leave the others waiting in a collective: between
@@ -272,10 +279,11 @@ static rt_status open_all(rt_engine *e, const rt_engine_options *options)
     comm *c = e->group.comm;
     RT_TRY(comm_agree(c, open_machine(e, options)));
     RT_TRY(comm_attach(c, e->dev));
+    RT_TRY(rt_engine_size(e));
     return comm_agree(c, open_memory(e));
 }
 
-static void free_all(rt_engine *e)
+void rt_engine_empty(rt_engine *e)
 {
     while (e->sessions) {
         rt_session *s = e->sessions;
@@ -301,6 +309,12 @@ static void free_all(rt_engine *e)
     rt_pagebook_close(&e->book);
     rt_kvcache_close(&e->kv);
     rt_model_close(e->model);
+    rt_checkpoint_close(e->ckpt);
+}
+
+static void close_all(rt_engine *e)
+{
+    rt_engine_empty(e);
     comm_detach(e->group.comm);
     kern_dev_close(e->dev);
     rt_free(e);
@@ -318,7 +332,7 @@ rt_status rt_engine_open(const rt_engine_options *options, comm *c, rt_engine **
     e->sessions_end = &e->sessions;
     status = open_all(e, options);
     if (status != RT_OK) {
-        free_all(e);
+        close_all(e);
         return status;
     }
     *out = e;
@@ -336,7 +350,7 @@ void rt_engine_close(rt_engine *e)
         if (rt_step_send(e, &step) != RT_OK)
             rt_log(RT_LOG_ERROR, "closing the engine: %s", rt_last_error());
     }
-    free_all(e);
+    close_all(e);
 }
 
 rt_status rt_engine_end_trace(rt_engine *e)

@@ -20,6 +20,7 @@
 #include <stdint.h>
 
 typedef struct rt_engine rt_engine;
+typedef struct rt_request rt_request;
 typedef uint32_t rt_session_id; // never 0
 
 typedef struct rt_engine_options {
@@ -31,10 +32,15 @@ typedef struct rt_engine_options {
     bool skip_prefill; // with `dummy`: pages hold random keys and values, prompts count as read
     kern_kind device;  // default: CUDA where there is a GPU
     kern_precision precision;
-    int threads;          // per rank; 0 = cores / local ranks
-    int block_length;     // 0 = from the checkpoint
-    int mask_id;          // -1 = from the checkpoint
-    int context;          // tokens of KV pages, over all sessions; 0 = the model's length
+    int threads;      // per rank; 0 = cores / local ranks
+    int block_length; // 0 = from the checkpoint
+    int mask_id;      // -1 = from the checkpoint
+    int context; // tokens of KV pages, over all sessions; 0 = the model's length, of each session
+                 // where kv_memory limits them
+    // Most bytes of KV pages on a rank, metadata included. 0: no limit; what `context` asks for
+    // is there, or the engine is refused. RT_KV_LEFT: as much as all else leaves, the default of
+    // a GPU without `context`.
+    uint64_t kv_memory;
     int max_sessions;     // that run at the same time
     int prefill_chunk;    // prompt tokens in one forward; rounded to whole blocks
     bool separate_commit; // a forward of its own for each finished block's K,V
@@ -46,11 +52,35 @@ typedef struct rt_engine_options {
 } rt_engine_options;
 rt_engine_options rt_engine_options_default(void);
 
+#define RT_KV_LEFT UINT64_MAX
+
+// What an engine takes of a rank's device.
+typedef struct rt_memory {
+    size_t bytes[KERN_USES];
+    size_t reserve;    // kept free on a GPU, for what its driver takes while the engine runs
+    size_t total;      // of the device's own memory: all of these, but a GPU's KERN_USE_HOST
+    int pages, page;   // KV pages; tokens in one
+    int session_pages; // that a session of `context` / max_sessions tokens may need
+} rt_memory;
+
+// The least options.context with which any max_sessions of these requests run together: of
+// each, the tokens of its prompt, for which text is tokenised, and max_tokens. A prompt that
+// an engine could never take is refused here, as by rt_engine_submit: *refused is its index,
+// or n when the failure is not of one. Not collective.
+rt_status rt_engine_context_for(const rt_engine_options *options, const rt_request *requests,
+                                size_t n, int *context, size_t *refused);
+
+// What this rank would take: the plan by which rt_engine_open reserves memory. Reads the headers of
+// the checkpoint, takes no memory and needs no device; limits of the machine are not looked at.
+// Not collective: of `c` only rank and ranks matter.
+rt_status rt_engine_plan(const rt_engine_options *options, comm *c, rt_memory *out);
+
 // This rank's device, as an engine with these options opens it: one of its own on its
 // host. Not collective; for benchmarks without an engine.
 rt_status rt_engine_device(const rt_engine_options *options, const comm *c, kern_dev **out);
 
-// Collective. Loads the model and reserves all memory. `c` is borrowed.
+// Collective. Loads the model and reserves all memory; what does not fit is refused before
+// anything is loaded, with the numbers, on every rank. `c` is borrowed.
 rt_status rt_engine_open(const rt_engine_options *options, comm *c, rt_engine **out);
 // Collective: rank 0's call lets the workers return; they then close too.
 void rt_engine_close(rt_engine *e);
@@ -76,7 +106,7 @@ typedef enum rt_step_kind {
     RT_STEP_LATER,  // another step of a block
 } rt_step_kind;
 
-typedef struct rt_request {
+struct rt_request {
     // The prompt: text, or ids when `prompt_ids` is not NULL, or the turns of a chat (ChatML)
     // when `turns` is not NULL. Borrowed by submit.
     const char *prompt;
@@ -112,7 +142,7 @@ typedef struct rt_request {
     void (*on_text)(void *ctx, rt_session_id id, const char *text, size_t len);
     void (*on_done)(void *ctx, rt_session_id id, const struct rt_result *result);
     void *ctx;
-} rt_request;
+};
 rt_request rt_request_default(void);
 
 typedef enum rt_finish { RT_FINISH_STOP, RT_FINISH_LENGTH, RT_FINISH_CANCELLED } rt_finish;

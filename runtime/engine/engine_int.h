@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The inside of the engine, shared by its files:
 //   engine.c     opens and closes everything, on all ranks
+//   memory.c     what that takes, and how many KV pages there are
 //   step.c       executes one step command, the same on every rank
 //   graphs.c     forwards that were recorded
 //   command.c    rank 0: decides the next step command
 //   pagebook.c   rank 0: who holds which KV pages
+//   needs.c      how many KV pages given requests need, before an engine is open
 //   scheduler.c  rank 0: the queue, one step, what follows from it
 //   session.c    rank 0: text, stops, results of one request
 //   logits.c     rank 0: the logits of a prefill
@@ -30,6 +32,8 @@ struct rt_engine {
     par_group group;
     par_plan plan;
     int prefill_chunk;
+    int pages;           // KV pages
+    rt_checkpoint *ckpt; // while it is loaded; NULL: random weights
 
     kern_dev *dev;
     rt_model *model;
@@ -65,6 +69,20 @@ struct rt_engine {
 enum { RT_LOGITS_ROWS = 64 }; // rows of logits gathered at a time
 
 bool rt_engine_is_root(const rt_engine *e);
+// Threads of this rank.
+int rt_engine_threads(const rt_engine_options *options, const comm *c);
+
+rt_status rt_engine_read_config(const rt_engine_options *options, rt_model_config *out);
+rt_status rt_engine_open_tokenizer(rt_engine *e);
+
+// The parts of opening: checks the options and reads headers; then, on e->dev and with
+// e->pages, makes every buffer and loads the weights. rt_engine_empty frees what there is, but
+// for the device and the engine itself.
+rt_status rt_engine_configure(rt_engine *e, const rt_engine_options *options);
+rt_status rt_engine_fill(rt_engine *e);
+void rt_engine_empty(rt_engine *e);
+// Collective, between the two: sets e->pages, or refuses for want of memory.
+rt_status rt_engine_size(rt_engine *e);
 
 // Rank 0: checks, broadcasts and executes a command; the others receive theirs.
 rt_status rt_step_send(rt_engine *e, const Pb__Step *step);

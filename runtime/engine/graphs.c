@@ -5,10 +5,6 @@
 
 #include <string.h>
 
-// A batch of R requests has about R shapes (so many open a block, the others are in later
-// steps); what is used least recently makes room.
-enum { ENTRIES = 128 };
-
 typedef struct entry {
     rt_forward_shape shape;
     kern_graph *graph;                  // NULL until the shape came twice
@@ -20,7 +16,7 @@ struct rt_graphs {
     kern_dev *dev;
     comm *comm;
     uint64_t now; // counts runs
-    entry entries[ENTRIES];
+    entry entries[RT_GRAPHS_MAX];
 };
 
 rt_status rt_graphs_open(kern_dev *dev, comm *c, rt_graphs **out)
@@ -35,7 +31,7 @@ rt_status rt_graphs_open(kern_dev *dev, comm *c, rt_graphs **out)
 
 void rt_graphs_close(rt_graphs *g)
 {
-    for (int i = 0; g && i < ENTRIES; i++)
+    for (int i = 0; g && i < RT_GRAPHS_MAX; i++)
         kern_graph_free(g->entries[i].graph);
     rt_free(g);
 }
@@ -45,7 +41,7 @@ void rt_graphs_close(rt_graphs *g)
 static entry *find(rt_graphs *g, const rt_forward_shape *shape, bool *known)
 {
     entry *oldest = &g->entries[0];
-    for (int i = 0; i < ENTRIES; i++) {
+    for (int i = 0; i < RT_GRAPHS_MAX; i++) {
         entry *e = &g->entries[i];
         *known = e->last_used > 0 && memcmp(&e->shape, shape, sizeof *shape) == 0;
         if (*known)

@@ -15,6 +15,10 @@ typedef struct rt_forward_shape {
     rt_denoise_work head;
 } rt_forward_shape;
 
+// Forwards that are kept. A batch of R requests has about R shapes (so many open a block, the
+// others are in later steps); what is used least recently makes room.
+enum { RT_GRAPHS_MAX = 128 };
+
 typedef struct rt_graphs rt_graphs;
 
 // Enqueues the calls of a forward; the same ones for the same shape.

@@ -11,8 +11,10 @@ static rt_status open_layer(kern_dev *dev, const rt_kvcache_shape *s, kern_kv *k
     kv->kv_heads = s->kv_heads;
     kv->head_dim = s->head_dim;
     const kern_dtype dtype = kern_dev_kv_dtype(dev);
+    kern_use_for(dev, KERN_USE_KV);
     RT_TRY(kern_buf_new(dev, dtype, tokens, "KV pages", &kv->k));
     RT_TRY(kern_buf_new(dev, dtype, tokens, "KV pages", &kv->v));
+    kern_use_for(dev, KERN_USE_METADATA);
     const kern_dtype bound = kern_dev_bound_dtype(dev, s->head_dim);
     if (bound == KERN_U8)
         RT_TRY(kern_buf_new(dev, bound, meta / KERN_BOUND_GROUP, "page metadata", &kv->kstep));

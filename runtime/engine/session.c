@@ -23,7 +23,7 @@ static rt_status check_bytes(const rt_engine *e, size_t bytes)
     return RT_OK;
 }
 
-static rt_status encode_prompt(const rt_engine *e, const rt_request *r, rt_ids *out)
+static rt_status encode(const rt_engine *e, const rt_request *r, rt_ids *out)
 {
     if (r->prompt_ids)
         return rt_ids_append(out, r->prompt_ids, r->prompt_ids_len);
@@ -57,6 +57,12 @@ static rt_status check_prompt(const rt_engine *e, const rt_ids *prompt)
             return RT_FAIL(RT_ERR_INVALID, "prompt: token %zu is %d, the vocabulary has %d", i,
                            prompt->data[i], e->config.vocab);
     return RT_OK;
+}
+
+rt_status rt_session_prompt(const rt_engine *e, const rt_request *r, rt_ids *out)
+{
+    RT_TRY(encode(e, r, out));
+    return check_prompt(e, out);
 }
 
 static void fill_defaults(const rt_engine *e, rt_request *r)
@@ -143,11 +149,10 @@ static rt_status fill_session(const rt_engine *e, const rt_request *request, rt_
     fill_defaults(e, &s->request);
     RT_TRY(check_numbers(&s->request));
     RT_TRY(copy_stops(request, s));
-    RT_TRY(encode_prompt(e, request, &s->prompt));
+    RT_TRY(rt_session_prompt(e, request, &s->prompt));
     s->request.prompt = s->request.system = NULL; // borrowed only during submit
     s->request.prompt_ids = NULL;
     s->request.turns = NULL;
-    RT_TRY(check_prompt(e, &s->prompt));
     RT_TRY(check_room(e, s));
     return e->tokenizer ? rt_detok_open(e->tokenizer, false, &s->detok) : RT_OK;
 }

@@ -36,6 +36,8 @@ struct rt_session {
 // Checks the request against the model, tokenises it and fills in the defaults.
 rt_status rt_session_new(const rt_engine *e, const rt_request *request, rt_session **out);
 void rt_session_free(rt_session *s);
+// The prompt's tokens, checked; `e` needs a configuration and, if there is text, a tokenizer.
+rt_status rt_session_prompt(const rt_engine *e, const rt_request *r, rt_ids *out);
 
 // The text not given out yet, but for what may become a stop string.
 void rt_session_emit(rt_session *s);

@@ -29,23 +29,27 @@ static int qkv_cols(const rt_model *m)
     return (m->plan.heads.count + 2 * m->plan.kv_heads.count) * m->config.head_dim;
 }
 
-static rt_status open_rope(rt_model *m)
+static rt_status fill_rope(rt_model *m, size_t count)
 {
-    const size_t count = (size_t)m->limits.positions * (size_t)(m->config.head_dim / 2);
     float *tables;
     RT_TRY(RT_ALLOC(tables, 2 * count, "rotary tables"));
     rt_status status = rt_rope_tables(&m->config.rope, m->config.head_dim, m->limits.positions,
                                       tables, tables + count);
     RT_TRY_GOTO(status, status, free_tables);
-    RT_TRY_GOTO(status, kern_buf_new(m->group.dev, KERN_F32, count, "rotary table", &m->cos),
-                free_tables);
-    RT_TRY_GOTO(status, kern_buf_new(m->group.dev, KERN_F32, count, "rotary table", &m->sin),
-                free_tables);
     RT_TRY_GOTO(status, kern_write(m->cos, 0, tables, count), free_tables);
     RT_TRY_GOTO(status, kern_write(m->sin, 0, tables + count, count), free_tables);
 free_tables:
     rt_free(tables);
     return status;
+}
+
+static rt_status open_rope(rt_model *m)
+{
+    const size_t count = (size_t)m->limits.positions * (size_t)(m->config.head_dim / 2);
+    kern_use_for(m->group.dev, KERN_USE_TABLES);
+    RT_TRY(kern_buf_new(m->group.dev, KERN_F32, count, "rotary table", &m->cos));
+    RT_TRY(kern_buf_new(m->group.dev, KERN_F32, count, "rotary table", &m->sin));
+    return kern_dev_is_dry(m->group.dev) ? RT_OK : fill_rope(m, count);
 }
 
 static rt_status new_rows(const rt_model *m, int rows, int cols, const char *what, kern_buf **out)
@@ -56,6 +60,7 @@ static rt_status new_rows(const rt_model *m, int rows, int cols, const char *wha
 static rt_status open_activations(rt_model *m)
 {
     const int rows = m->limits.rows, hidden = m->config.hidden, ffn = m->plan.ffn.count;
+    kern_use_for(m->group.dev, KERN_USE_ACTIVATIONS);
     RT_TRY(new_rows(m, rows, hidden, "residual stream", &m->x));
     RT_TRY(new_rows(m, rows, hidden, "normed rows", &m->normed));
     RT_TRY(new_rows(m, rows, hidden, "partial sums", &m->part));

@@ -41,6 +41,8 @@ static rt_status upload_slice(const loader *ld, const slice *s, kern_buf *dst, s
     tensor_name(ld, s->name, name, sizeof name);
     rt_tensor t;
     RT_TRY(rt_checkpoint_find(ld->source.ckpt, name, s->rows, s->cols, &t));
+    if (kern_dev_is_dry(ld->dev))
+        return RT_OK;
     const int stored_cols = s->cols ? s->cols : 1;
     const par_range row = s->row.count ? s->row : (par_range){0, s->rows};
     const par_range col = s->col.count ? s->col : (par_range){0, stored_cols};
@@ -219,6 +221,7 @@ rt_status rt_weights_load(kern_dev *dev, const par_plan *plan, const rt_model_co
 {
     *out = (rt_weights){0};
     loader ld = {.dev = dev, .plan = plan, .config = config, .source = *source, .layer = -1};
+    kern_use_for(dev, KERN_USE_WEIGHTS);
     const rt_status status = load_all(&ld, out);
     if (status != RT_OK)
         rt_weights_free(out);

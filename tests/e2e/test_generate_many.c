@@ -101,15 +101,16 @@ static void test_json_lines(void **state)
         {"--max-sessions", "2", "--prefill-chunk", "100"},
         {"--max-sessions", "3", "--context", "800"}, // two must wait for pages
         {"--max-sessions", "1", NULL},
+        {"--kv-memory", "11M", NULL}, // one of 50 pages at a time
     };
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         run_args args = {0};
         common_args(&args);
         add_files(&args, 0, PROMPTS);
         run_arg(&args, "--json");
         for (int k = 0; k < 4 && ways[i][k]; k++)
             run_arg(&args, "%s", ways[i][k]);
-        run_result result = run_ok(i < 2 ? 2 - i : i - 1, &args, LIMIT);
+        run_result result = run_ok(i < 2 ? 2 - i : 1 + i % 2, &args, LIMIT);
         json_t *answers = parse_lines(result.out);
         check_answers(answers);
         json_decref(answers);
