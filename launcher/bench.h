@@ -31,15 +31,17 @@ typedef struct bench {
     const char *name;
     const char *summary;
     bool needs_model;
-    bool compares;    // runs once for each policy, and its floor is what memory can give
-    bool needs_sizes; // has no sizes of its own
-    // Measures for one size (tokens of prompt or prefix; bytes) and appends to `rows`, which
-    // is NULL above rank 0. Times are medians.
+    bool compares; // runs once for each policy, and its floor is what memory can give
+    // What a size is ("tokens" of prompt or prefix, "bytes", "requests"), and which are allowed.
+    const char *unit;
+    uint64_t least, most;
+    const int64_t *sizes; // its own, ended by 0; NULL: they must be given
+    // Measures for one size and appends to `rows`, which is NULL above rank 0. Times are
+    // medians.
     rt_status (*run)(comm *c, const bench_args *args, int64_t size, json_t *rows);
-    const int64_t *sizes; // its own, ended by 0
 } bench;
 
-extern const bench bench_attention, bench_prefill, bench_decode, bench_comm;
+extern const bench bench_attention, bench_prefill, bench_decode, bench_scheduler, bench_comm;
 
 // Sorts `n` >= 1 values; their median.
 double bench_median(double *values, size_t n);

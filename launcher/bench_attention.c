@@ -96,6 +96,8 @@ const bench bench_attention = {
     .name = "attention",
     .summary = "a layer over a random prefix of N tokens, step by step",
     .compares = true,
-    .needs_sizes = true,
+    .unit = "tokens",
+    .least = 1,
+    .most = 1 << 28,
     .run = run,
 };

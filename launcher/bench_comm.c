@@ -80,6 +80,9 @@ static const int64_t sizes[] = {8,       32,      128,     512,     2048,    819
 const bench bench_comm = {
     .name = "comm",
     .summary = "all-reduce and all-gather of N bytes between the ranks",
-    .run = run,
+    .unit = "bytes",
+    .least = 4,
+    .most = 1 << 30,
     .sizes = sizes,
+    .run = run,
 };

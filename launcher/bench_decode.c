@@ -131,6 +131,8 @@ const bench bench_decode = {
     .summary = "denoising forwards after N random tokens",
     .needs_model = true,
     .compares = true,
-    .needs_sizes = true,
+    .unit = "tokens",
+    .least = 1,
+    .most = 1 << 28,
     .run = run,
 };

@@ -65,18 +65,24 @@ static rt_status lead(bench_model *m, int context, bench_model_fn *measure)
     return status;
 }
 
-rt_status bench_with_engine(comm *c, const bench_args *args, int tokens, int blocks,
-                            bool skip_prefill, bench_model_fn *measure, json_t *rows)
+rt_status bench_in_engine(comm *c, const bench_args *args, const rt_engine_options *options,
+                          int tokens, bench_model_fn *measure, json_t *rows)
 {
     bench_model m = {.args = args, .tokens = tokens, .rows = rows};
-    rt_model_config config;
-    rt_engine_options options;
-    RT_TRY(size_engine(args, tokens, blocks, skip_prefill, &config, &options));
-    RT_TRY(rt_engine_open(&options, c, &m.engine));
+    RT_TRY(rt_engine_open(options, c, &m.engine));
     rt_status status =
-        comm_rank(c) == 0 ? lead(&m, options.context, measure) : rt_engine_worker(m.engine);
+        comm_rank(c) == 0 ? lead(&m, options->context, measure) : rt_engine_worker(m.engine);
     if (status != RT_OK)
         status = app_abandon(c, status);
     rt_engine_close(m.engine);
     return comm_agree(c, status);
+}
+
+rt_status bench_with_engine(comm *c, const bench_args *args, int tokens, int blocks,
+                            bool skip_prefill, bench_model_fn *measure, json_t *rows)
+{
+    rt_model_config config;
+    rt_engine_options options;
+    RT_TRY(size_engine(args, tokens, blocks, skip_prefill, &config, &options));
+    return bench_in_engine(c, args, &options, tokens, measure, rows);
 }

@@ -16,6 +16,10 @@ typedef struct bench_model {
 
 typedef rt_status bench_model_fn(const bench_model *m);
 
+// Collective: opens the engine, and lets rank 0 measure.
+rt_status bench_in_engine(comm *c, const bench_args *args, const rt_engine_options *options,
+                          int tokens, bench_model_fn *measure, json_t *rows);
+
 // Collective: opens an engine for `args->batch` requests of `tokens` tokens that grow by
 // `blocks` blocks, and lets rank 0 measure. Random weights have as long a context as it
 // takes; their prompts are not read, if `skip_prefill`.

@@ -64,6 +64,8 @@ const bench bench_prefill = {
     .name = "prefill",
     .summary = "block-causal prefill of N random tokens",
     .needs_model = true,
-    .needs_sizes = true,
+    .unit = "tokens",
+    .least = 1,
+    .most = 1 << 28,
     .run = run,
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// losa bench: one table per benchmark, one row per number of tokens.
+// losa bench: one table per benchmark, one row per size.
 #include "launcher/bench.h"
 #include "launcher/model_options.h"
 #include "launcher/report.h"
@@ -12,7 +12,7 @@
 #include <string.h>
 
 static const bench *const benches[] = {&bench_attention, &bench_decode, &bench_prefill,
-                                       &bench_comm};
+                                       &bench_scheduler, &bench_comm};
 enum { BENCHES = sizeof benches / sizeof benches[0] };
 
 #define AT(member) offsetof(bench_args, member)
@@ -81,10 +81,9 @@ static const bench *find_bench(const char *name)
 static rt_status check_size(const bench *b, const char *text)
 {
     uint64_t size;
-    const uint64_t most = b->needs_sizes ? 1 << 28 : 1 << 30;
-    if (app_parse_bytes(text, &size) != RT_OK || size < (b->needs_sizes ? 1 : 4) || size > most)
-        return RT_FAIL(RT_ERR_INVALID, "'%s': not a number of %s", text,
-                       b->needs_sizes ? "tokens" : "bytes from 4 to 1G");
+    if (app_parse_bytes(text, &size) != RT_OK || size < b->least || size > b->most)
+        return RT_FAIL(RT_ERR_INVALID, "'%s': not a number of %s from %llu to %llu", text, b->unit,
+                       (unsigned long long)b->least, (unsigned long long)b->most);
     return RT_OK;
 }
 
@@ -94,12 +93,12 @@ static rt_status check(void *target)
     const app_list *words = &args->common.operands;
     const bench *b = words->len ? find_bench(words->items[0]) : NULL;
     if (!b)
-        return RT_FAIL(RT_ERR_INVALID, "%s: not one of attention, decode, prefill, comm",
+        return RT_FAIL(RT_ERR_INVALID, "%s: not one of attention, decode, prefill, scheduler, comm",
                        words->len ? words->items[0] : "no benchmark named");
     if (b->needs_model)
         RT_TRY(app_model_check(args->model, args->dummy));
-    if (b->needs_sizes && words->len < 2)
-        return RT_FAIL(RT_ERR_INVALID, "bench %s: no number of tokens given", b->name);
+    if (!b->sizes && words->len < 2)
+        return RT_FAIL(RT_ERR_INVALID, "bench %s: no number of %s given", b->name, b->unit);
     for (size_t i = 1; i < words->len; i++)
         RT_TRY(check_size(b, words->items[i]));
     if (args->json && args->csv)
@@ -166,8 +165,9 @@ static rt_status run(comm *c, void *target)
 
 const app_command app_cmd_bench = {
     .name = "bench",
-    .summary = "measure attention, denoising forwards, prefill or communication",
-    .usage = "attention|decode|prefill TOKENS... | comm [BYTES...] [OPTION...]",
+    .summary = "measure attention, denoising forwards, prefill, scheduling or communication",
+    .usage = "attention|decode|prefill TOKENS... | scheduler [REQUESTS...] | comm [BYTES...] "
+             "[OPTION...]",
     .notes =
         "Times are medians, seen by rank 0; sizes may end in K, M or G. What must be read is "
         "compared\n"
@@ -179,7 +179,9 @@ const app_command app_cmd_bench = {
         "the\n"
         "stages are measured one by one and add up to more. decode: after a prompt that is read, "
         "or\n"
-        "with --dummy after random pages.\n",
+        "with --dummy after random pages. scheduler: what the host does between two forwards, with "
+        "so\n"
+        "many requests running and a model of next to nothing.\n",
     .table = {options, sizeof options / sizeof options[0]},
     .args_size = sizeof(bench_args),
     .operands = true,

@@ -217,6 +217,9 @@ void rt_engine_cancel(rt_engine *e, rt_session_id id);
 // Rank 0: admits what fits, runs one forward, delivers what it finished.
 // *busy: sessions are left.
 rt_status rt_engine_step(rt_engine *e, bool *busy);
+// Rank 0: seconds spent in forwards so far, from the first call that was enqueued until the
+// device had done the last one. What a step takes beyond is the host's.
+double rt_engine_forward_seconds(const rt_engine *e);
 // Rank 0, at the end: completes the file of trace_plans. The first failure of writing it;
 // RT_OK without a trace.
 rt_status rt_engine_end_trace(rt_engine *e);

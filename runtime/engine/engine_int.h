@@ -58,6 +58,7 @@ struct rt_engine {
     rt_session **running;      // [max_sessions], by slot; NULL: the slot is free
     uint32_t next_session;
     uint64_t sequence;
+    double forward_seconds;
 
     // Where rank 0 receives the rows of a logits step.
     rt_logits_fn *emit;

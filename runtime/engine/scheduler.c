@@ -177,3 +177,8 @@ close_command:
     rt_command_close(&c);
     return status;
 }
+
+double rt_engine_forward_seconds(const rt_engine *e)
+{
+    return e->forward_seconds;
+}

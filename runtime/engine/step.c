@@ -4,6 +4,7 @@
 // the caller ends the job.
 #include "runtime/engine/engine_int.h"
 
+#include "runtime/base/clock.h"
 #include "runtime/base/mem.h"
 
 #include <string.h>
@@ -309,8 +310,10 @@ static rt_status run_forward(rt_engine *e, const Pb__Step *step)
     RT_TRY(rt_denoise_prepare(e->denoise, &e->batch, &args));
     if (e->trace)
         rt_trace_forward(e->trace, step->sequence, &args);
+    const double begun = rt_clock_now();
     RT_TRY(run_batch(e, &args));
     RT_TRY(comm_settle(e->group.comm, e->dev));
+    e->forward_seconds += rt_clock_now() - begun;
     rt_denoise_take(e->denoise, &e->batch, &args, e->slots);
     account(e, &args, exchanged(e) - before);
     advance(e, &args);

@@ -122,6 +122,20 @@ static void test_models(void **state)
                         "tokens chunk prefill_ms tokens_per_s TFLOPs", 1));
 }
 
+static void test_scheduler(void **state)
+{
+    (void)state;
+    json_t *rows =
+        rows_of(0, "scheduler 1 5 --json --device cpu --block 4",
+                "requests prompt block admitted_per_step host_us host_us_99 forward_us", 2);
+    const json_t *row = json_array_get(rows, 1);
+    assert_true(run_number(row, "requests") == 5 && run_number(row, "block") == 4);
+    assert_true(run_number(row, "host_us") > 0);
+    assert_true(run_number(row, "host_us") <= run_number(row, "host_us_99"));
+    assert_true(run_number(row, "admitted_per_step") > 0); // some came, so some went
+    json_decref(rows);
+}
+
 static void test_comm(void **state)
 {
     (void)state;
@@ -186,8 +200,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_attention), cmocka_unit_test(test_attention_ranks),
-        cmocka_unit_test(test_models),    cmocka_unit_test(test_comm),
-        cmocka_unit_test(test_csv),       cmocka_unit_test(test_usage),
+        cmocka_unit_test(test_models),    cmocka_unit_test(test_scheduler),
+        cmocka_unit_test(test_comm),      cmocka_unit_test(test_csv),
+        cmocka_unit_test(test_usage),
     };
     const int skip = run_ready();
     return skip ? skip : cmocka_run_group_tests_name("bench", tests, NULL, NULL);
