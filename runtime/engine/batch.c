@@ -88,21 +88,32 @@ bool rt_segment_opens(const Pb__Segment *s)
     return s->kind == KERN_SEG_OPEN || s->kind == KERN_SEG_FIRST;
 }
 
-static void fill_row(rt_batch *b, const rt_batch_args *args, int seg, int row, int pos)
+// Rows of a segment, from `row` on: those to be committed have a place in the pages, the
+// block behind them, which is being denoised, one in the prefix cache.
+static void fill_rows(rt_batch *b, const rt_batch_args *args, int seg, int row)
 {
     const Pb__Segment *s = args->segments[seg];
     const rt_slot *slot = &args->slots[s->slot];
-    const int end = (int)(s->first + s->count);
-    const bool denoised = pos >= end - rt_segment_denoised(s, args->block);
-    b->host[RT_BATCH_IDS][row] = slot->ids[pos];
-    b->host[RT_BATCH_POS][row] = pos;
-    b->host[RT_BATCH_ROW_STATE][row] = slot->state[pos];
-    b->host[RT_BATCH_ROW_SEG][row] = seg;
-    b->kern.write_rows += !denoised;
-    b->host[RT_BATCH_KV_SLOT][row] =
-        denoised ? -1 : slot->pages[pos / args->page] * args->page + pos % args->page;
-    b->host[RT_BATCH_CACHE_SLOT][row] =
-        denoised && args->use_cache ? (int32_t)s->slot * args->block + pos % args->block : -1;
+    const int first = (int)s->first, count = (int)s->count;
+    const int committed = count - rt_segment_denoised(s, args->block);
+    const int cache = (int)s->slot * args->block;
+    int32_t *kv_slot = b->host[RT_BATCH_KV_SLOT] + row;
+    int32_t *cache_slot = b->host[RT_BATCH_CACHE_SLOT] + row;
+    b->kern.write_rows += committed;
+    memcpy(b->host[RT_BATCH_IDS] + row, slot->ids + first, (size_t)count * sizeof(int32_t));
+    memcpy(b->host[RT_BATCH_ROW_STATE] + row, slot->state + first, (size_t)count * sizeof(int32_t));
+    for (int j = 0; j < count; j++) {
+        b->host[RT_BATCH_POS][row + j] = first + j;
+        b->host[RT_BATCH_ROW_SEG][row + j] = seg;
+    }
+    for (int j = 0, pos = first; j < committed; j++, pos++) {
+        kv_slot[j] = slot->pages[pos / args->page] * args->page + pos % args->page;
+        cache_slot[j] = -1;
+    }
+    for (int j = committed; j < count; j++) {
+        kv_slot[j] = -1;
+        cache_slot[j] = args->use_cache ? cache + j - committed : -1;
+    }
 }
 
 // Pages a segment can refer to: its prefix, and what it writes.
@@ -123,8 +134,8 @@ static void fill_segments(rt_batch *b, const rt_batch_args *args)
         b->host[RT_BATCH_SEG_MASS][i] = measures ? b->kern.mass_segs++ : -1;
         memcpy(b->host[RT_BATCH_PAGE_TABLE] + (size_t)i * (size_t)b->kern.max_pages,
                args->slots[s->slot].pages, (size_t)segment_pages(s, args->page) * sizeof(int32_t));
-        for (uint32_t j = 0; j < s->count; j++)
-            fill_row(b, args, i, row++, (int)(s->first + j));
+        fill_rows(b, args, i, row);
+        row += (int)s->count;
         if (i < args->sparse)
             b->kern.sparse_rows = row;
     }

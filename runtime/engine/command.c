@@ -36,27 +36,43 @@
 
 #include <stdlib.h>
 
-static rt_status open_parts(const rt_engine *e, rt_command *c)
+static rt_status open_parts(size_t n, rt_command *c)
 {
-    const size_t n = (size_t)e->options.max_sessions;
-    *c = (rt_command){0};
-    pb__step__init(&c->step);
     RT_TRY(RT_ALLOC(c->admit, n, "step command"));
     RT_TRY(RT_ALLOC(c->segments, 2 * n, "step command"));
     RT_TRY(RT_ALLOC(c->admit_ptr, n, "step command"));
     RT_TRY(RT_ALLOC(c->segment_ptr, 2 * n, "step command"));
+    RT_TRY(RT_ALLOC(c->readers, n, "step command"));
     return RT_ALLOC(c->release, n, "step command");
+}
+
+rt_status rt_command_open(int max_sessions, rt_command *out)
+{
+    *out = (rt_command){0};
+    const rt_status status = open_parts((size_t)max_sessions, out);
+    if (status != RT_OK)
+        rt_command_close(out);
+    return status;
+}
+
+static void clear(rt_command *c)
+{
+    for (int i = 0; i < c->admits; i++)
+        rt_free(c->admit[i].pages);
+    c->admits = c->count = c->releases = 0;
+    pb__step__init(&c->step);
 }
 
 void rt_command_close(rt_command *c)
 {
-    for (int i = 0; i < c->admits; i++)
-        rt_free(c->admit[i].pages);
+    clear(c);
     rt_free(c->admit);
     rt_free(c->segments);
     rt_free(c->admit_ptr);
     rt_free(c->segment_ptr);
+    rt_free(c->readers);
     rt_free(c->release);
+    *c = (rt_command){0};
 }
 
 bool rt_command_is_empty(const rt_command *c)
@@ -90,6 +106,7 @@ static void release_finished(rt_engine *e, rt_command *c)
             continue;
         c->release[c->releases++] = (uint32_t)slot;
         s->releasing = true;
+        e->leaving++;
         e->running[slot] = NULL;
         rt_pagebook_give(&e->book, &s->holding);
     }
@@ -239,26 +256,21 @@ static void add_blocks(const rt_engine *e, rt_command *c)
 
 // ---- prefill ----------------------------------------------------------------------------
 
-typedef struct reader {
-    rt_session *session;
-    int left;  // tokens of the prompt
-    int count; // in this forward
-} reader;
-
 static int by_age(const void *a, const void *b)
 {
-    const rt_session_id x = ((const reader *)a)->session->id, y = ((const reader *)b)->session->id;
+    const rt_reader *ra = a, *rb = b;
+    const rt_session_id x = ra->session->id, y = rb->session->id;
     return (x > y) - (x < y);
 }
 
 static int by_left(const void *a, const void *b)
 {
-    const int x = ((const reader *)a)->left, y = ((const reader *)b)->left;
+    const int x = ((const rt_reader *)a)->left, y = ((const rt_reader *)b)->left;
     return x != y ? (x > y) - (x < y) : by_age(a, b);
 }
 
 // Gives a reader up to `most` tokens of the budget.
-static void give(reader *r, int most, int *budget)
+static void give(rt_reader *r, int most, int *budget)
 {
     const int left = r->left - r->count;
     int count = most < *budget ? most : *budget;
@@ -268,7 +280,7 @@ static void give(reader *r, int most, int *budget)
 }
 
 // All counts are whole blocks, because prompts and the budget are. The first is the oldest.
-static void share_chunk(const rt_engine *e, reader *readers, size_t n)
+static void share_chunk(const rt_engine *e, rt_reader *readers, size_t n)
 {
     const int block = e->config.block_length;
     int budget = e->prefill_chunk;
@@ -280,7 +292,7 @@ static void share_chunk(const rt_engine *e, reader *readers, size_t n)
 }
 
 // Leaves those that compute what they read next themselves, in order of age.
-static size_t drop_followers(rt_engine *e, reader *readers, size_t n)
+static size_t drop_followers(rt_engine *e, rt_reader *readers, size_t n)
 {
     size_t kept = 0;
     qsort(readers, n, sizeof *readers, by_age);
@@ -290,15 +302,14 @@ static size_t drop_followers(rt_engine *e, reader *readers, size_t n)
     return kept;
 }
 
-static rt_status add_prefill(rt_engine *e, rt_command *c)
+static void add_prefill(rt_engine *e, rt_command *c)
 {
-    reader *readers;
+    rt_reader *readers = c->readers;
     size_t n = 0;
-    RT_TRY(RT_ALLOC(readers, (size_t)e->options.max_sessions, "step command"));
     for (int slot = 0; slot < e->options.max_sessions; slot++) {
         rt_session *s = e->running[slot];
         if (s && prefill_left(e, s) > 0)
-            readers[n++] = (reader){.session = s, .left = prefill_left(e, s)};
+            readers[n++] = (rt_reader){.session = s, .left = prefill_left(e, s)};
     }
     n = drop_followers(e, readers, n);
     if (n > 0)
@@ -307,8 +318,6 @@ static rt_status add_prefill(rt_engine *e, rt_command *c)
         if (readers[i].count > 0)
             add_segment(c, readers[i].session, KERN_SEG_PREFILL,
                         prefill_done(e, readers[i].session), readers[i].count);
-    rt_free(readers);
-    return RT_OK;
 }
 
 // ---- the command --------------------------------------------------------------------------
@@ -323,14 +332,14 @@ static void order_segments(const rt_engine *e, rt_command *c)
                 c->segment_ptr[placed++] = &c->segments[i];
 }
 
-rt_status rt_command_make(rt_engine *e, rt_command *out)
+rt_status rt_command_make(rt_engine *e, rt_command *c)
 {
-    RT_TRY(open_parts(e, out));
-    release_finished(e, out);
-    RT_TRY(admit_queued(e, out));
-    add_blocks(e, out);
-    RT_TRY(add_prefill(e, out));
-    order_segments(e, out);
-    fill_step(e, out);
+    clear(c);
+    release_finished(e, c);
+    RT_TRY(admit_queued(e, c));
+    add_blocks(e, c);
+    add_prefill(e, c);
+    order_segments(e, c);
+    fill_step(e, c);
     return RT_OK;
 }

@@ -6,8 +6,16 @@
 
 #include "proto/frame.h"
 #include "runtime/engine/engine.h"
+#include "runtime/engine/session.h"
 
-// Owns its parts; borrows the sessions' memory.
+// One prompt that is being read.
+typedef struct rt_reader {
+    rt_session *session;
+    int left;  // tokens of the prompt
+    int count; // in this forward
+} rt_reader;
+
+// Made anew for every step, in the same memory. Borrows the sessions' memory.
 typedef struct rt_command {
     Pb__Step step;
     Pb__Request *admit;    // [max_sessions]
@@ -15,12 +23,15 @@ typedef struct rt_command {
     Pb__Request **admit_ptr;
     Pb__Segment **segment_ptr; // in losa_kind_order
     uint32_t *release;         // [max_sessions]
+    rt_reader *readers;        // [max_sessions]
     int admits, count, releases;
 } rt_command;
 
+rt_status rt_command_open(int max_sessions, rt_command *out);
+void rt_command_close(rt_command *c); // safe on a zero struct
+
 // Also books what the command does on rank 0: slots, pages, the sessions' states.
-rt_status rt_command_make(rt_engine *e, rt_command *out);
-void rt_command_close(rt_command *c); // also after a failed make
+rt_status rt_command_make(rt_engine *e, rt_command *c);
 
 // Whether the command changes nothing.
 bool rt_command_is_empty(const rt_command *c);

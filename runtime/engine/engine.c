@@ -223,6 +223,7 @@ static rt_status open_root(rt_engine *e)
         .sharing = !e->options.no_sharing && !e->options.skip_prefill,
     };
     RT_TRY(rt_pagebook_open(&book, &e->book));
+    RT_TRY(rt_command_open(e->options.max_sessions, &e->command));
     RT_TRY(rt_engine_open_tokenizer(e));
     return open_trace(e);
 }
@@ -307,6 +308,7 @@ void rt_engine_empty(rt_engine *e)
     losa_close(e->attention);
     rt_batch_close(&e->batch);
     rt_pagebook_close(&e->book);
+    rt_command_close(&e->command);
     rt_kvcache_close(&e->kv);
     rt_model_close(e->model);
     rt_checkpoint_close(e->ckpt);

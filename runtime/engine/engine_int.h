@@ -15,6 +15,7 @@
 #define RUNTIME_ENGINE_ENGINE_INT_H
 
 #include "runtime/engine/batch.h"
+#include "runtime/engine/command.h"
 #include "runtime/engine/denoise.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/graphs.h"
@@ -50,12 +51,14 @@ struct rt_engine {
     int results_released;
 
     // Rank 0 only.
-    rt_pagebook book; // of the pages of `kv`
+    rt_pagebook book;   // of the pages of `kv`
+    rt_command command; // the one being executed
     rt_tokenizer *tokenizer;
     rt_trace *trace;           // NULL: none
     rt_session *sessions;      // list in order of submission
     rt_session **sessions_end; // where the next one goes
     rt_session **running;      // [max_sessions], by slot; NULL: the slot is free
+    int leaving;               // sessions that this step delivers
     uint32_t next_session;
     uint64_t sequence;
     double forward_seconds;

@@ -4,7 +4,6 @@
 //
 // Callbacks may submit and cancel. Sessions are kept in order of submission and leave
 // the list only in deliver_finished.
-#include "runtime/engine/command.h"
 #include "runtime/engine/engine_int.h"
 
 #include "runtime/base/clock.h"
@@ -70,15 +69,17 @@ static Pb__Result *const *results_of(const rt_engine *e, const rt_session *s)
 }
 
 // Delivers and drops the sessions whose slots this step released, or which ended
-// before they got one.
+// before they got one. Callbacks may cancel more: those that were passed by are left to the
+// next step.
 static void deliver_finished(rt_engine *e)
 {
-    for (rt_session **link = &e->sessions; *link;) {
+    for (rt_session **link = &e->sessions; *link && e->leaving > 0;) {
         rt_session *s = *link;
         if (!s->releasing && !(s->finished && s->slot < 0)) {
             link = &s->next;
             continue;
         }
+        e->leaving--;
         *link = s->next;
         if (e->sessions_end == &s->next)
             e->sessions_end = link;
@@ -158,6 +159,7 @@ void rt_engine_cancel(rt_engine *e, rt_session_id id)
         if (s->id != id || s->finished)
             continue;
         s->finished = true;
+        e->leaving += s->slot < 0;
         s->finish = RT_FINISH_CANCELLED;
         s->finished_at = rt_clock_now();
     }
@@ -166,16 +168,12 @@ void rt_engine_cancel(rt_engine *e, rt_session_id id)
 rt_status rt_engine_step(rt_engine *e, bool *busy)
 {
     RT_CHECK_ARG(rt_engine_is_root(e));
-    rt_command c;
-    rt_status status;
-    RT_TRY_GOTO(status, rt_command_make(e, &c), close_command);
-    if (!rt_command_is_empty(&c))
-        RT_TRY_GOTO(status, run_command(e, &c), close_command);
+    RT_TRY(rt_command_make(e, &e->command));
+    if (!rt_command_is_empty(&e->command))
+        RT_TRY(run_command(e, &e->command));
     deliver_finished(e);
     *busy = e->sessions != NULL;
-close_command:
-    rt_command_close(&c);
-    return status;
+    return RT_OK;
 }
 
 double rt_engine_forward_seconds(const rt_engine *e)

@@ -13,6 +13,8 @@
 
 rt_status rt_step_send(rt_engine *e, const Pb__Step *step)
 {
+    if (comm_ranks(e->group.comm) == 1)
+        return RT_OK;
     rt_str frame = {0};
     rt_status status;
     RT_TRY_GOTO(status, pb_step_pack(step, &frame), free_frame);
@@ -57,7 +59,7 @@ static void fill_result(const rt_engine *e, const rt_slot *slot, Pb__Result *r)
 
 void rt_step_drop_results(rt_engine *e)
 {
-    const int count = e->options.max_sessions * comm_ranks(e->group.comm);
+    const int count = e->results_released * comm_ranks(e->group.comm);
     for (int i = 0; i < count; i++) {
         pb_result_free(e->results[i]);
         e->results[i] = NULL;
@@ -68,7 +70,7 @@ void rt_step_drop_results(rt_engine *e)
 static rt_status unpack_results(rt_engine *e, const rt_slot *slot, const char *frames)
 {
     const int ranks = comm_ranks(e->group.comm);
-    Pb__Result **out = e->results + (ptrdiff_t)e->results_released * ranks;
+    Pb__Result **out = e->results + (ptrdiff_t)e->results_released++ * ranks;
     for (int r = 0; r < ranks; r++) {
         const char *frame = frames + (ptrdiff_t)r * PB_RESULT_FRAME_MAX;
         size_t len = 0;
@@ -78,7 +80,6 @@ static rt_status unpack_results(rt_engine *e, const rt_slot *slot, const char *f
             return RT_FAIL(RT_ERR_INTERNAL, "session %u: rank %d holds other tokens than rank 0",
                            slot->session, r);
     }
-    e->results_released++;
     return RT_OK;
 }
 
