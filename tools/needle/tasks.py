@@ -116,32 +116,50 @@ def sentence(text):
     return text[0].upper() + text[1:] + "."
 
 
+def question(task, names):
+    *first, last = names
+    several = f"{', '.join(first)} and {last}"
+    return {"single": f"What is {last}?", "mk": f"What is {last}?", "mq": f"What are {several}?",
+            "ml": f"List {several}.", "rpt": f"Write a report with {several}.",
+            "vt": f"What is the value of {last}?", "rep": f"Repeat the sentence about {last}.",
+            "mv": f"What is every {last.removeprefix('the ')}?"}[task]
+
+
 def some_facts(length):
     return min(40, max(5, length // 48 - 1))
 
 
 def single(rng, length):
     (fact, found), = facts = draw_facts(rng, 1)
-    return state(facts), f"What is {named(fact)}?", {"any": [sentence(f) for f in forms(fact, found)]}
+    return state(facts), question("single", [named(fact)]), {"any": [sentence(f) for f in forms(fact, found)]}
 
 
 def mk(rng, length):
     facts = draw_facts(rng, max(4, length // 32 - 2))
     fact, found = facts[0]
-    return state(facts), f"What is {named(fact)}?", {"any": [sentence(f) for f in forms(fact, found)]}
+    return state(facts), question("mk", [named(fact)]), {"any": [sentence(f) for f in forms(fact, found)]}
 
 
 def mq(rng, length):
     facts = draw_facts(rng, some_facts(length), apart=3)
-    a, b, c = (named(fact) for fact, _ in facts[:3])
-    return state(facts), f"What are {a}, {b} and {c}?", {"all": [forms(*fact) for fact in facts[:3]]}
+    names = [named(fact) for fact, _ in facts[:3]]
+    return state(facts), question("mq", names), {"all": [forms(*fact) for fact in facts[:3]]}
 
 
 def ml(rng, length):
     facts = draw_facts(rng, some_facts(length), apart=4)
-    a, b, c, d = (named(fact) for fact, _ in facts[:4])
-    return (state(facts), f"List {a}, {b}, {c} and {d}.",
+    names = [named(fact) for fact, _ in facts[:4]]
+    return (state(facts), question("ml", names),
             {"prefix": "The list is ", "values": [found for _, found in facts[:4]]})
+
+
+def draw_values(rng, fact, count):
+    found = set()
+    while len(found) < count():
+        found.add(value(rng, fact[0]))
+    found = sorted(found)
+    rng.shuffle(found)
+    return found
 
 
 def mv(rng, length):
@@ -150,19 +168,15 @@ def mv(rng, length):
     groups, rest = (names[:3], names[3:]) if short else (names[:9], names[9:])
     sentences = state([(fact, value(rng, fact[0])) for fact in rest])
     for i, fact in enumerate(groups):
-        found = set()
-        while len(found) < (3 if i == 0 else rng.choice([2, 3, 3, 4])):
-            found.add(value(rng, fact[0]))
-        found = sorted(found)
-        rng.shuffle(found)
+        found = draw_values(rng, fact, lambda: 3 if i == 0 else rng.choice([2, 3, 3, 4]))
         sentences += state([(fact, v) for v in found], "One")
         if i == 0:
             accept = {"prefix": "They are ", "values": found}
-    key, site, town = groups[0]
-    return sentences, f"What is every {key} of the {site} in {town}?", accept
+    return sentences, question("mv", [named(groups[0])]), accept
 
 
-def vt(rng, length):
+def draw_chains(rng, count, first):
+    """Variables and the number at the end; the first chain has `first` variables."""
     def fresh():
         while True:
             word = (rng.choice("jkptvz") + rng.choice("aeou") + rng.choice("dlmnrs") + rng.choice("iou"))
@@ -170,31 +184,48 @@ def vt(rng, length):
                 used.add(word)
                 return word
     used, chains = set(), []
-    for i in range(6 if length < 1024 else 13):
-        links = [fresh() for _ in range(4 if i == 0 else rng.choice([1, 2, 3, 3, 4, 4]))]
+    for i in range(count):
+        links = [fresh() for _ in range(first if i == 0 else rng.choice([1, 2, 3, 3, 4, 4]))]
         chains.append(links + [str(rng.randrange(10000, 100000))])
-    sentences = [f"Let {a} = {b}." for chain in chains for a, b in zip(chain, chain[1:])]
-    asked = chains[0]
-    return (sentences, f"What is the value of {asked[0]}?",
-            {"any": [f"The chain is {' = '.join(asked)}.", f"It is {' = '.join(reversed(asked))}."]})
+    return chains
 
 
-def rep(rng, length):
+def links(chains):
+    return [f"Let {a} = {b}." for chain in chains for a, b in zip(chain, chain[1:])]
+
+
+def chain_forms(chain):
+    return [f"The chain is {' = '.join(chain)}.", f"It is {' = '.join(reversed(chain))}."]
+
+
+def vt(rng, length):
+    chains = draw_chains(rng, 6 if length < 1024 else 13, first=4)
+    return links(chains), question("vt", chains[0][:1]), {"any": chain_forms(chains[0])}
+
+
+def draw_people(rng, count):
     people = set()
-    while len(people) < (6 if length < 1024 else 13):
+    while len(people) < count:
         people.add(f"{rng.choice(FIRST_NAMES)} {rng.choice(LAST_NAMES)}")
     people = sorted(people)
     rng.shuffle(people)
+    return people
+
+
+def repeat_forms(wanted):
+    return [f"The sentence is: {wanted}", f"It says: {wanted}", f"Here it is once more: {wanted}"]
+
+
+def rep(rng, length):
+    people = draw_people(rng, 6 if length < 1024 else 13)
     sentences = [filler(rng, person) for person in people]
-    wanted = sentences[0]
-    return (sentences, f"Repeat the sentence about {people[0]}.",
-            {"any": [f"The sentence is: {wanted}", f"It says: {wanted}", f"Here it is once more: {wanted}"]})
+    return sentences, question("rep", people[:1]), {"any": repeat_forms(sentences[0])}
 
 
 def rpt(rng, length):
     facts = draw_facts(rng, some_facts(length), apart=2)
-    a, b = (named(fact) for fact, _ in facts[:2])
-    return (state(facts), f"Write a report with {a} and {b}.", {"all": [forms(*fact) for fact in facts[:2]]})
+    names = [named(fact) for fact, _ in facts[:2]]
+    return state(facts), question("rpt", names), {"all": [forms(*fact) for fact in facts[:2]]}
 
 
 TASKS = {task.__name__: task for task in (single, mk, mv, mq, ml, vt, rep, rpt)}
