@@ -70,7 +70,7 @@ static void mix(rt_request requests[MIX])
 
 static void check_pages(const rt_engine *e)
 {
-    pagebook_holder holders[MIX];
+    pagebook_holder holders[MIX] = {{0}};
     int n = 0, used = 0;
     for (int slot = 0; slot < e->options.max_sessions; slot++) {
         const rt_session *s = e->running[slot];
@@ -87,11 +87,35 @@ static void check_pages(const rt_engine *e)
     free(seen);
 }
 
+// Forwards of the requests that have begun to answer, by slot; 0: none there.
+typedef struct answering {
+    rt_session_id id[MIX];
+    int forwards[MIX];
+} answering;
+
+static answering look(const rt_engine *e)
+{
+    answering a = {0};
+    for (int slot = 0; slot < e->options.max_sessions; slot++) {
+        const rt_session *s = e->running[slot];
+        a.id[slot] = s && !s->finished && s->forwards > 0 ? s->id : 0;
+        a.forwards[slot] = a.id[slot] ? s->forwards : 0;
+    }
+    return a;
+}
+
+// Whatever is being read, every request that answers takes part in every forward.
 static bool step(engine_case *c)
 {
     bool busy;
+    const answering before = look(c->root);
     assert_ok(rt_engine_step(c->root, &busy));
     check_pages(c->root);
+    for (int slot = 0; slot < c->options.max_sessions; slot++) {
+        const rt_session *s = c->root->running[slot];
+        if (s && s->id == before.id[slot])
+            assert_int_equal(s->forwards, before.forwards[slot] + 1);
+    }
     return busy;
 }
 
@@ -287,6 +311,42 @@ static void test_evicted(void **state)
     free_prompts(requests, N);
 }
 
+static rt_status count_rows(void *ctx, const float *rows, size_t n, int vocab)
+{
+    (void)rows, (void)vocab;
+    *(size_t *)ctx += n;
+    return RT_OK;
+}
+
+// All logits of a prompt share nothing and need pages that are kept: what is found after
+// them is what they left.
+static void test_logits_between(void **state)
+{
+    (void)state;
+    rt_engine_options o = tiny_options(BLOCK_4, 4);
+    o.max_sessions = 1;
+    o.context = 128;
+    const rt_request request = ask(0, 96, 96, 0, 5);
+    engine_answer first = {0}, again = {0};
+    size_t rows = 0;
+    engine_case c;
+    engine_open(&c, &o, 2);
+    engine_submit(&c, &request, &first);
+    drain(&c);
+    assert_ok(rt_engine_logits(c.root, engine_prompt(700, 40, VOCAB), 40, count_rows, &rows));
+    check_pages(c.root);
+    assert_int_equal(rows, 40);
+    engine_submit(&c, &request, &again);
+    drain(&c);
+    const int left = c.root->kv.pages - 11; // pages of 40 tokens and one more
+    engine_close(&c);
+    engine_same("after logits", &again, &first, 1);
+    assert_int_equal(again.stats.shared_tokens, left * 4 < 96 ? left * 4 : 96);
+    assert_true(again.stats.shared_tokens < 96); // some had to go
+    engine_free(&first, 1), engine_free(&again, 1);
+    free_prompts(&request, 1);
+}
+
 static void test_switched_off(void **state)
 {
     (void)state;
@@ -391,9 +451,13 @@ int main(void)
 {
     rt_log_setup(RT_LOG_ERROR, 0, 1);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_answers), cmocka_unit_test(test_read_once),
-        cmocka_unit_test(test_kept),         cmocka_unit_test(test_evicted),
-        cmocka_unit_test(test_switched_off), cmocka_unit_test(test_writer_cancelled),
+        cmocka_unit_test(test_same_answers),
+        cmocka_unit_test(test_read_once),
+        cmocka_unit_test(test_kept),
+        cmocka_unit_test(test_evicted),
+        cmocka_unit_test(test_logits_between),
+        cmocka_unit_test(test_switched_off),
+        cmocka_unit_test(test_writer_cancelled),
         cmocka_unit_test(test_traffic),
     };
     return cmocka_run_group_tests_name("engine sharing", tests, NULL, NULL);
