@@ -63,7 +63,7 @@ static void stay_if_ended(const comm *c)
 rt_status comm_check_whole(const comm *c)
 {
     const comm *world = c->parent ? c->parent : c;
-    if (!c->lost)
+    if (c->parent ? !world->group_lost : !world->any_lost)
         return RT_OK;
     while (world->rank != 0)
         rt_clock_sleep(1.0);
@@ -253,7 +253,7 @@ void comm_close(comm *c)
         c->ops.ctl->close(c);
     comm_drop_letters(c);
     if (c->parent)
-        c->parent->child = NULL;
+        c->parent->grouped = false;
     rt_free(c->group_of);
     rt_free((void *)(uintptr_t)c->lost_ranks);
     rt_free(c);
@@ -425,7 +425,7 @@ void comm_watch_end(comm *c, comm_words_fn *words, void *ctx)
 
 rt_status comm_split(comm *world, int size, comm **group)
 {
-    RT_CHECK_ARG(world && group && size >= 1 && world->ranks % size == 0 && !world->child);
+    RT_CHECK_ARG(world && group && size >= 1 && world->ranks % size == 0 && !world->grouped);
     if (!world->ops.ctl->split)
         return RT_FAIL(RT_ERR_UNSUPPORTED, "groups of ranks: there are none without MPI");
     comm *child = NULL;
@@ -442,7 +442,7 @@ rt_status comm_split(comm *world, int size, comm **group)
         rt_free(child);
         return status;
     }
-    world->child = child;
+    world->grouped = true;
     *group = child;
     return RT_OK;
 }
@@ -454,7 +454,7 @@ bool comm_is_lost(const comm *world, int rank)
 
 bool comm_has_lost(const comm *world)
 {
-    return world->lost;
+    return world->any_lost;
 }
 
 void comm_end(comm *world, int status)

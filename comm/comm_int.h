@@ -60,17 +60,18 @@ struct comm {
 
     _Atomic(comm_signal_fn *) caught; // see comm_watch_signal
     _Atomic double signal_seconds;
-    comm_words_fn *last_words; // see comm_watch_end
-    void *last_words_ctx;
+    _Atomic(comm_words_fn *) last_words; // see comm_watch_end
+    _Atomic(void *) last_words_ctx;
     atomic_bool ended; // the heart ends the job: the main thread takes part no more
 
-    // Groups (comm_split). The heart is the world's, and speaks of what the child does.
-    comm *parent;             // of a group's: the world
-    _Atomic(comm *) child;    // of the world: this rank's group
-    int *group_of;            // of the world: [ranks]
-    atomic_bool *lost_ranks;  // of the world, on rank 0: [ranks]
-    atomic_bool lost, failed; // of a group: it is lost; this rank gave it up. Of the world on
-                              // rank 0: a group is lost
+    // Groups (comm_split). What the heart shares with the main thread is the world's.
+    comm *parent;            // of a group's: the world
+    atomic_bool grouped;     // of the world: there are groups
+    int *group_of;           // [ranks]
+    atomic_bool *lost_ranks; // [ranks], on rank 0
+    atomic_bool any_lost;    // one of them
+    atomic_bool group_lost;  // this rank's group is
+    atomic_bool gave_up;     // because this rank gave it up
 
     struct comm_letter *letters; // from this rank to itself, the oldest first
 

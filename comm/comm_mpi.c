@@ -164,7 +164,7 @@ static rt_status ctl_post(comm *c, int to, const void *bytes, size_t n)
 static rt_status ctl_fetch(comm *c, int *from, rt_str *bytes)
 {
     mpi_state *s = c->ctl_state;
-    if (c->lost)
+    if (c->any_lost)
         comm_mpi_mail_drop_lost(&s->mail, c->lost_ranks);
     return comm_mpi_mail_fetch(&s->mail, from, bytes);
 }
@@ -215,8 +215,8 @@ static void ctl_close(comm *c)
 // The heart tells rank 0; nobody else of the group waits for this rank for long.
 static void group_abort(comm *c)
 {
-    c->failed = true;
-    c->lost = true;
+    c->parent->gave_up = true;
+    c->parent->group_lost = true;
     if (comm_check_whole(c) != RT_OK) // other ranks stay in there
         rt_log(RT_LOG_DEBUG, "%s", rt_last_error());
 }
@@ -224,7 +224,7 @@ static void group_abort(comm *c)
 static void group_close(comm *c)
 {
     mpi_state *s = c->ctl_state;
-    if (!c->lost && c->broken == RT_OK) {
+    if (!c->parent->group_lost && c->broken == RT_OK) {
         MPI_Comm_free(&s->data);
         MPI_Comm_free(&s->ctl);
     }
@@ -255,8 +255,10 @@ static rt_status ctl_split(comm *c, int size, comm *child)
     mpi_state *s, *world = c->ctl_state;
     if (!world->heart)
         return RT_FAIL(RT_ERR_UNSUPPORTED, "groups of ranks need an MPI that threads may call");
-    RT_TRY(RT_ALLOC(c->group_of, (size_t)c->ranks, "groups"));
-    RT_TRY(RT_ALLOC(c->lost_ranks, (size_t)c->ranks, "groups"));
+    if (!c->group_of)
+        RT_TRY(RT_ALLOC(c->group_of, (size_t)c->ranks, "groups"));
+    if (!c->lost_ranks)
+        RT_TRY(RT_ALLOC(c->lost_ranks, (size_t)c->ranks, "groups"));
     RT_TRY(RT_ALLOC(s, 1, "MPI state"));
     for (int r = 0; r < c->ranks; r++)
         c->group_of[r] = r / size;

@@ -64,6 +64,7 @@ struct comm_heart {
     double woken, signaled; // last look; when a signal was first seen, or 0
     double excused;         // until then nobody is judged
     bool confessed;         // rank 0 knows that this rank gave up
+    bool hushed;            // another rank ends the job, and said why
 };
 
 enum { ENDING_IN_ORDER = 1, ENDING_AT_ONCE, ENDING_WITH_STATUS };
@@ -130,10 +131,28 @@ static peer *peer_of(comm_heart *h, int rank)
 
 // ---- the end of the job, or of a group ------------------------------------------
 
+// To the ranks that this one does not watch, and who may find out the same.
+static void hush_others(comm_heart *h)
+{
+    static const int word = GOODBYE; // MPI may still read it afterwards
+    for (int r = 1; r < h->c->ranks; r++) {
+        MPI_Request request;
+        int done = r == h->c->rank || peer_of(h, r) ||
+                   MPI_Isend(&word, 1, MPI_INT, r, TAG, h->beats, &request) != MPI_SUCCESS;
+        for (int i = 0; i < 100 && !done; i++) {
+            MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+            if (!done)
+                rt_clock_sleep(1e-3);
+        }
+    }
+}
+
 static void end_job(comm_heart *h, int status)
 {
-    if (h->c->last_words)
-        h->c->last_words(h->c->last_words_ctx);
+    comm_words_fn *last_words = h->c->last_words;
+    if (last_words)
+        last_words(h->c->last_words_ctx);
+    hush_others(h);
     say_to_all(h, GOODBYE);
     MPI_Abort(MPI_COMM_WORLD, status);
     _exit(status);
@@ -151,16 +170,16 @@ static void lose_group(comm_heart *h, int group)
         c->lost_ranks[p->rank] = true;
         say(h, p, PARK);
     }
-    c->lost = true;
+    c->any_lost = true;
     if (group == c->group_of[0])
-        c->lost_ranks[0] = c->child->lost = true;
+        c->lost_ranks[0] = c->group_lost = true;
 }
 
 // What a rank did ends its group, where there are several, or the job.
 static void condemn(comm_heart *h, const peer *p, const char *what)
 {
     comm *c = h->c;
-    if (c->child && c->rank == 0) {
+    if (c->grouped && c->rank == 0) {
         rt_log(RT_LOG_ERROR, "rank 0: rank %d %s; its group is lost", p->rank, what);
         lose_group(h, c->group_of[p->rank]);
         return;
@@ -175,12 +194,15 @@ static void obey(comm_heart *h, peer *p, int word)
 {
     if (word >= END)
         _exit(word - END);
+    h->hushed |= !p;
+    if (!p)
+        return;
     p->heard = h->woken;
     p->parted |= word == GOODBYE;
     if (word == FAILED && !p->lost)
         condemn(h, p, "gave up");
-    if (word == PARK && h->c->child)
-        h->c->child->lost = true;
+    if (word == PARK)
+        h->c->group_lost = true;
 }
 
 static bool receive(comm_heart *h)
@@ -222,7 +244,7 @@ static void judge(comm_heart *h, peer *p)
         listen(h); // what it said before it went
     if (dead && h->signaled > 0 && h->woken - h->signaled > FAREWELL_SECONDS)
         p->parted = true;
-    const bool bad = !p->parted && !p->lost && (dead || is_silent(h, p));
+    const bool bad = !h->hushed && !p->parted && !p->lost && (dead || is_silent(h, p));
     p->doubted = !bad ? 0 : p->doubted > 0 ? p->doubted : h->woken;
     if (!bad)
         return;
@@ -251,8 +273,7 @@ static void judge_signal(comm_heart *h)
 // The main thread gave the group of this rank up.
 static void judge_self(comm_heart *h)
 {
-    const comm *child = h->c->child;
-    if (!child || !child->failed || h->confessed)
+    if (!h->c->gave_up || h->confessed)
         return;
     if (h->c->rank == 0)
         lose_group(h, h->c->group_of[0]);
