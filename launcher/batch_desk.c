@@ -243,6 +243,7 @@ static rt_status take_record(app_desk *d, desk_group *g, const Pb__BatchRecord *
                        g->leader, r->line + 1);
     d->counts.prompt_tokens += r->prompt_tokens;
     d->counts.completion_tokens += r->completion_tokens;
+    d->counts.shared_tokens += r->shared_tokens;
     d->counts.forwards += r->forwards;
     d->counts.prefix_read += r->prefix_read;
     d->counts.prefix_total += r->prefix_total;

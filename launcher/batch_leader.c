@@ -86,6 +86,7 @@ static rt_status post_answer(app_leader *l, const ask *a, const rt_result *resul
     record.prompt_tokens = (uint32_t)result->prompt_tokens;
     record.completion_tokens = (uint32_t)result->completion_tokens;
     record.forwards = (uint32_t)st->forwards;
+    record.shared_tokens = (uint32_t)st->shared_tokens;
     record.prefix_read = (double)st->prefix_tokens_read;
     record.prefix_total =
         st->density_total > 0 ? record.prefix_read / st->density_total : record.prefix_read;

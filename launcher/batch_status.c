@@ -33,6 +33,9 @@ static rt_status describe(const app_batch_counts *n, double elapsed, bool last, 
                          ratio((double)n->completion_tokens, elapsed, 0),
                          ratio((double)n->completion_tokens, (double)n->forwards, 0),
                          ratio(n->prefix_read, n->prefix_total, 1)));
+    if (n->shared_tokens)
+        RT_TRY(rt_str_printf(out, ", %.0f%% of the prompts shared",
+                             100 * ratio((double)n->shared_tokens, (double)n->prompt_tokens, 0)));
     if (n->groups_lost)
         RT_TRY(rt_str_printf(out, ", %d of %d groups lost", n->groups_lost, n->groups));
     if (last)
@@ -86,6 +89,8 @@ static rt_status list(const app_batch_counts *n, rt_str *out)
         {"requests_running", "gauge", "Requests that run now.", (double)n->running},
         {"prompt_tokens_total", "counter", "Tokens of the prompts answered since the start.",
          (double)n->prompt_tokens},
+        {"shared_tokens_total", "counter", "Of them, those whose pages were there already.",
+         (double)n->shared_tokens},
         {"completion_tokens_total", "counter", "Tokens generated since the start.",
          (double)n->completion_tokens},
         {"forwards_total", "counter", "Forwards after prefill, summed over the requests.",

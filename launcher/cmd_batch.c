@@ -47,10 +47,11 @@ static const app_option options[] = {
     APP_OPTIONS_ATTENTION(app_batch_args, attention),
 
     {"tp", 0, APP_INT, AT(tp), 0, INT_MAX, "N", "those of a host",
-     "ranks that share a model; N groups of them answer requests of their own", "Machine", NULL,
-     NULL},
+     "ranks that share a model; every group of so many answers requests of its own", "Machine",
+     NULL, NULL},
     {"max-sessions", 0, APP_INT, AT(engine.max_sessions), 1, SESSIONS_MAX, "N", NULL,
      "requests that a group runs at the same time", NULL, NULL, NULL},
+    APP_OPTION_NO_SHARING(app_batch_args),
     {"prefill-chunk", 0, APP_INT, AT(engine.prefill_chunk), 1, 1 << 20, "N", NULL,
      "prompt tokens in one forward", NULL, NULL, NULL},
     {"device", 0, APP_CHOICE, AT(engine.device), 0, 0, "KIND", NULL, "where to compute", NULL,

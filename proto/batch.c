@@ -25,6 +25,7 @@ static rt_status check_record(const Pb__BatchRecord *r)
     RT_TRY(pb_check_int("record.status", r->status, 200, 599));
     RT_TRY(pb_check_int("record.prompt_tokens", r->prompt_tokens, 0, PB_TOKENS_MAX));
     RT_TRY(pb_check_int("record.completion_tokens", r->completion_tokens, 0, PB_TOKENS_MAX));
+    RT_TRY(pb_check_int("record.shared_tokens", r->shared_tokens, 0, r->prompt_tokens));
     RT_TRY(check_real("record.prefix_read", r->prefix_read));
     return check_real("record.prefix_total", r->prefix_total);
 }
