@@ -11,7 +11,7 @@
 #include "runtime/engine/denoise.h"
 
 typedef struct rt_forward_shape {
-    int rows, segs, scan_segs, sparse_segs, mass_segs, max_pages;
+    int rows, segs, scan_segs, sparse_segs, mass_segs, write_rows, max_pages;
     rt_denoise_work head;
 } rt_forward_shape;
 

@@ -284,6 +284,7 @@ static rt_status run_batch(rt_engine *e, const rt_batch_args *args)
         .scan_segs = batch->scan_segs,
         .sparse_segs = batch->sparse_segs,
         .mass_segs = batch->mass_segs,
+        .write_rows = batch->write_rows,
         .max_pages = batch->max_pages,
         .head = rt_denoise_prepared(e->denoise),
     };
