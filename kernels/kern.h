@@ -220,7 +220,7 @@ typedef struct kern_batch {
     int sparse_rows, sparse_segs;
     int scan_segs;              // <= sparse_segs
     int mass_segs;              // segments with a seg_mass
-    int write_rows;             // rows with a kv_slot, for callers of kern_kv_write
+    int write_rows;             // rows with a kv_slot: 0 if no key is written in this forward
     int block;                  // tokens in a block
     int page;                   // tokens in a page, a power of two
     int max_pages;              // row length of page_table
@@ -428,6 +428,14 @@ typedef struct kern_page_select_args {
     kern_buf *counts; // i64 [segs, KERN_COUNT_N], or NULL
 } kern_page_select_args;
 rt_status kern_page_select(kern_dev *dev, const kern_page_select_args *args);
+
+// Both, of one batch, plan and array of scores, where nothing is added to the scores in
+// between. What the array holds afterwards is not said.
+typedef struct kern_page_plan_args {
+    kern_page_score_args score;
+    kern_page_select_args select;
+} kern_page_plan_args;
+rt_status kern_page_plan(kern_dev *dev, const kern_page_plan_args *args);
 
 // Attention mass of the pages, from what kern_attn_prefix left: for every segment with
 // a seg_mass, the sum over its denoised rows (kv_slot -1) and the heads of a list of

@@ -55,6 +55,7 @@ struct kern_timer {
     X(active, kern_active_args)                                                                    \
     X(page_score, kern_page_score_args)                                                            \
     X(page_select, kern_page_select_args)                                                          \
+    X(page_plan, kern_page_plan_args)                                                              \
     X(page_mass, kern_page_mass_args)                                                              \
     X(mass_select, kern_mass_select_args)                                                          \
     X(plan_count, kern_plan_count_args)                                                            \

@@ -46,22 +46,28 @@ static rt_status check_score(const kern_check *check, const kern_buf *score,
                                            (size_t)plan->act_cap, (size_t)batch->max_pages});
 }
 
+static rt_status check_page_score(const kern_check *check, const kern_page_score_args *args)
+{
+    const kern_batch *batch = args->batch;
+    RT_TRY(
+        kern_check_batch(check, batch, KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_PAGE_TABLE));
+    RT_TRY(kern_check_plan(check, batch, args->plan));
+    RT_TRY(kern_check_kv_meta(check, &args->kv));
+    RT_TRY(kern_check_query(check, args->q, batch->rows, args->stride, args->heads, &args->kv));
+    KERN_TRY_INT(check, args, score_lists, 1, INT_MAX);
+    const int local = args->score_lists == 1 ? 1 : args->kv.kv_heads;
+    KERN_TRY_INT(check, args, list0, 0, args->score_lists - local);
+    return check_score(check, args->score, batch, args->plan, args->score_lists);
+}
+
 rt_status kern_page_score(kern_dev *dev, const kern_page_score_args *args)
 {
     KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_page_score", dev};
-    const kern_batch *batch = args->batch;
-    RT_TRY(
-        kern_check_batch(&check, batch, KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_PAGE_TABLE));
-    if (batch->rows == 0 || batch->scan_segs == 0)
+    RT_TRY(kern_check_batch(&check, args->batch, 0));
+    if (args->batch->rows == 0 || args->batch->scan_segs == 0)
         return RT_OK;
-    RT_TRY(kern_check_plan(&check, batch, args->plan));
-    RT_TRY(kern_check_kv_meta(&check, &args->kv));
-    RT_TRY(kern_check_query(&check, args->q, batch->rows, args->stride, args->heads, &args->kv));
-    KERN_TRY_INT(&check, args, score_lists, 1, INT_MAX);
-    const int local = args->score_lists == 1 ? 1 : args->kv.kv_heads;
-    KERN_TRY_INT(&check, args, list0, 0, args->score_lists - local);
-    RT_TRY(check_score(&check, args->score, batch, args->plan, args->score_lists));
+    RT_TRY(check_page_score(&check, args));
     return dev->ops->page_score(dev, args);
 }
 
@@ -76,31 +82,56 @@ static rt_status check_kept(const kern_check *check, const kern_kept_lists *kept
     return kern_check_buf(check, "kept.count", kept->count, KERN_I32, 1, &lists);
 }
 
+static rt_status check_page_select(const kern_check *check, const kern_page_select_args *args)
+{
+    const kern_batch *batch = args->batch;
+    RT_TRY(kern_check_batch(check, batch, KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_SEG_KIND));
+    RT_TRY(kern_check_plan(check, batch, args->plan));
+    KERN_TRY_INT(check, args, score_lists, 1, INT_MAX);
+    KERN_TRY_INT(check, args, list0, 0, args->score_lists - args->plan->lists);
+    for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
+        KERN_TRY_INT(check, args, choice[kind].top, 0, INT_MAX);
+    if (batch->scan_segs > 0)
+        RT_TRY(check_score(check, args->score, batch, args->plan, args->score_lists));
+    if (args->counts)
+        KERN_TRY_BUF(check, args, counts, KERN_I64, (size_t)batch->segs, KERN_COUNT_N);
+    if (!args->kept)
+        return RT_OK;
+    RT_TRY(kern_check_batch(check, batch, KERN_NEED_SEG_SLOT));
+    RT_TRY(check_kept(check, args->kept));
+    return kern_check_int(check, "kept.lists", args->kept->lists, args->plan->lists,
+                          args->plan->lists);
+}
+
 rt_status kern_page_select(kern_dev *dev, const kern_page_select_args *args)
 {
     KERN_TRY_ENTRY(dev, args);
     const kern_check check = {"kern_page_select", dev};
-    const kern_batch *batch = args->batch;
-    RT_TRY(
-        kern_check_batch(&check, batch, KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_SEG_KIND));
-    if (batch->rows == 0 || batch->sparse_segs == 0)
+    RT_TRY(kern_check_batch(&check, args->batch, 0));
+    if (args->batch->rows == 0 || args->batch->sparse_segs == 0)
         return RT_OK;
-    RT_TRY(kern_check_plan(&check, batch, args->plan));
-    KERN_TRY_INT(&check, args, score_lists, 1, INT_MAX);
-    KERN_TRY_INT(&check, args, list0, 0, args->score_lists - args->plan->lists);
-    for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
-        KERN_TRY_INT(&check, args, choice[kind].top, 0, INT_MAX);
-    if (batch->scan_segs > 0)
-        RT_TRY(check_score(&check, args->score, batch, args->plan, args->score_lists));
-    if (args->counts)
-        KERN_TRY_BUF(&check, args, counts, KERN_I64, (size_t)batch->segs, KERN_COUNT_N);
-    if (args->kept) {
-        RT_TRY(kern_check_batch(&check, batch, KERN_NEED_SEG_SLOT));
-        RT_TRY(check_kept(&check, args->kept));
-        RT_TRY(kern_check_int(&check, "kept.lists", args->kept->lists, args->plan->lists,
-                              args->plan->lists));
-    }
+    RT_TRY(check_page_select(&check, args));
     return dev->ops->page_select(dev, args);
+}
+
+rt_status kern_page_plan(kern_dev *dev, const kern_page_plan_args *args)
+{
+    KERN_TRY_ENTRY(dev, args);
+    const kern_check check = {"kern_page_plan", dev};
+    const kern_page_score_args *score = &args->score;
+    const kern_page_select_args *select = &args->select;
+    RT_TRY(kern_check_batch(&check, select->batch, 0));
+    if (select->batch->rows == 0 || select->batch->sparse_segs == 0)
+        return RT_OK;
+    RT_TRY(check_page_select(&check, select));
+    if (select->batch->scan_segs == 0)
+        return dev->ops->page_select(dev, select);
+    if (score->batch != select->batch || score->plan != select->plan ||
+        score->score != select->score || score->score_lists != select->score_lists ||
+        score->list0 != select->list0)
+        return RT_FAIL(RT_ERR_INVALID, "kern_page_plan: score and select are of two plans");
+    RT_TRY(check_page_score(&check, score));
+    return dev->ops->page_plan(dev, args);
 }
 
 rt_status kern_page_mass(kern_dev *dev, const kern_page_mass_args *args)

@@ -42,49 +42,48 @@ static rt_status measure_locality(losa_state *s, const losa_layer_args *args,
     return losa_mark(s, LOSA_STAGE_EXCHANGE);
 }
 
-// Scores of the pages by the metadata, summed over the ranks where lists are shared.
-static rt_status scan_pages(losa_state *s, const losa_layer_args *args, const kern_batch *batch)
+// Scores of the pages by the metadata, summed over the ranks.
+static rt_status scan_pages(losa_state *s, const kern_page_score_args *score)
 {
-    const kern_page_score_args score = {
-        .q = args->qkv,
-        .stride = (s->heads + 2 * s->kv_heads) * s->limits.head_dim,
-        .kv = args->kv,
-        .batch = batch,
-        .plan = &s->plan,
-        .heads = s->heads,
-        .scale = 1.0f / sqrtf((float)s->limits.head_dim),
-        .score_lists = s->score_lists,
-        .list0 = s->list0,
-        .score = s->score,
-    };
-    RT_TRY(kern_page_score(s->group.dev, &score));
+    RT_TRY(kern_page_score(s->group.dev, score));
     RT_TRY(losa_mark(s, LOSA_STAGE_SCORE));
-    if (s->exchange_scores) {
-        const size_t count = (size_t)batch->scan_segs * (size_t)s->score_lists *
-                             (size_t)s->plan.act_cap * (size_t)batch->max_pages;
-        RT_TRY(comm_allreduce(s->group.comm, COMM_SCORES, s->score, count, COMM_SUM));
-        RT_TRY(losa_mark(s, LOSA_STAGE_EXCHANGE));
-    }
-    return RT_OK;
+    const kern_batch *batch = score->batch;
+    const size_t count = (size_t)batch->scan_segs * (size_t)s->score_lists *
+                         (size_t)s->plan.act_cap * (size_t)batch->max_pages;
+    RT_TRY(comm_allreduce(s->group.comm, COMM_SCORES, s->score, count, COMM_SUM));
+    return losa_mark(s, LOSA_STAGE_EXCHANGE);
 }
 
 // The pages that the active rows read, the same on all ranks in scope `shared`.
 static rt_status choose_pages(losa_state *s, const losa_layer_args *args, const kern_batch *batch)
 {
-    if (batch->scan_segs > 0)
-        RT_TRY(scan_pages(s, args, batch));
-    kern_page_select_args select = {
-        .score = s->score,
-        .batch = batch,
-        .score_lists = s->score_lists,
-        .list0 = s->list0,
-        .kept = s->measures ? &s->layers[args->layer].kept : NULL,
-        .plan = &s->plan,
-        .counts = s->counts,
+    kern_page_plan_args plan = {
+        .score = {.q = args->qkv,
+                  .stride = (s->heads + 2 * s->kv_heads) * s->limits.head_dim,
+                  .kv = args->kv,
+                  .batch = batch,
+                  .plan = &s->plan,
+                  .heads = s->heads,
+                  .scale = 1.0f / sqrtf((float)s->limits.head_dim),
+                  .score_lists = s->score_lists,
+                  .list0 = s->list0,
+                  .score = s->score},
+        .select = {.score = s->score,
+                   .batch = batch,
+                   .score_lists = s->score_lists,
+                   .list0 = s->list0,
+                   .kept = s->measures ? &s->layers[args->layer].kept : NULL,
+                   .plan = &s->plan,
+                   .counts = s->counts},
     };
     for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
-        select.choice[kind] = s->reading[kind].choice;
-    RT_TRY(kern_page_select(s->group.dev, &select));
+        plan.select.choice[kind] = s->reading[kind].choice;
+    if (!s->exchange_scores || batch->scan_segs == 0) {
+        RT_TRY(kern_page_plan(s->group.dev, &plan));
+        return losa_mark(s, LOSA_STAGE_SELECT);
+    }
+    RT_TRY(scan_pages(s, &plan.score));
+    RT_TRY(kern_page_select(s->group.dev, &plan.select));
     return losa_mark(s, LOSA_STAGE_SELECT);
 }
 

@@ -72,9 +72,9 @@ typedef enum losa_stage {
     LOSA_STAGE_LOCALITY,
     LOSA_STAGE_EXCHANGE,
     LOSA_STAGE_ACTIVE,
-    LOSA_STAGE_SCORE,
-    LOSA_STAGE_SELECT,
-    LOSA_STAGE_COUNT, // counters and checks
+    LOSA_STAGE_SCORE,  // of pages, where ranks add them up
+    LOSA_STAGE_SELECT, // choice of pages; elsewhere their scores too
+    LOSA_STAGE_COUNT,  // counters of segments without a plan
     LOSA_STAGE_PREFIX,
     LOSA_STAGE_MASS,
     LOSA_STAGE_MERGE,

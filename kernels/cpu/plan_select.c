@@ -195,6 +195,13 @@ rt_status kern_cpu_page_select(kern_dev *dev, const kern_page_select_args *args)
     return RT_OK;
 }
 
+rt_status kern_cpu_page_plan(kern_dev *dev, const kern_page_plan_args *args)
+{
+    if (args->select.batch->scan_segs > 0)
+        RT_TRY(kern_cpu_page_score(dev, &args->score));
+    return kern_cpu_page_select(dev, &args->select);
+}
+
 // ---- lists from attention mass ------------------------------------------------------
 
 typedef struct mass_run {

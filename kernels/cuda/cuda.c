@@ -302,6 +302,11 @@ static rt_status check_page_score(const kern_page_score_args *args)
     return check_dim("kern_page_score", args->kv.head_dim);
 }
 
+static rt_status check_page_plan(const kern_page_plan_args *args)
+{
+    return check_dim("kern_page_plan", args->score.kv.head_dim);
+}
+
 static rt_status check_kv_write(const kern_kv_write_args *args)
 {
     if (args->batch->page > KERN_CUDA_MAX_PAGE)
@@ -315,7 +320,8 @@ static rt_status check_kv_write(const kern_kv_write_args *args)
     _Generic((a), const kern_attn_prefix_args *                                                    \
              : check_attn_prefix, const kern_attn_merge_args *                                     \
              : check_attn_merge, const kern_page_score_args *                                      \
-             : check_page_score, const kern_kv_write_args *                                        \
+             : check_page_score, const kern_page_plan_args *                                       \
+             : check_page_plan, const kern_kv_write_args *                                         \
              : check_kv_write, default                                                             \
              : check_nothing)(a)
 

@@ -24,7 +24,7 @@ typedef struct kern_cuda_ctx {
     unsigned *arrivals; // [KERN_CUDA_ARRIVALS] counts of blocks, 0 between kernels
 } kern_cuda_ctx;
 
-enum { KERN_CUDA_NO_ROOM = -1, KERN_CUDA_ARRIVALS = 4096 };
+enum { KERN_CUDA_NO_ROOM = -1, KERN_CUDA_ARRIVALS = 1 << 16 };
 
 // Largest head_dim that the attention kernels take, and page that is written.
 enum { KERN_CUDA_MAX_DIM = 256, KERN_CUDA_MAX_PAGE = 256 };
@@ -43,6 +43,7 @@ enum { KERN_CUDA_MAX_DIM = 256, KERN_CUDA_MAX_PAGE = 256 };
     X(active, kern_active_args)                                                                    \
     X(page_score, kern_page_score_args)                                                            \
     X(page_select, kern_page_select_args)                                                          \
+    X(page_plan, kern_page_plan_args)                                                              \
     X(page_mass, kern_page_mass_args)                                                              \
     X(mass_select, kern_mass_select_args)                                                          \
     X(plan_count, kern_plan_count_args)                                                            \

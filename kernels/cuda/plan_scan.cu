@@ -2,49 +2,82 @@
 // QUEST bounds of 8-bit metadata on tensor cores: head_dim 64, 128 or 256.
 //
 // max(q min, q max) is max(q, 0) max + min(q, 0) min: two products of pages and lanes. A
-// warp takes 16 pages straight from memory into the layout of mma.sync m16n8k16, whose sum
-// over channels may be taken in any order: a thread owns 16 channels of every 64, which
-// are a group of one step. Queries are rounded to f16 and lie in shared memory in the order
-// in which threads take them. Each thread keeps maximum and sum of its lanes over the
-// pages it meets; a block joins them for its run of pages.
+// warp takes 16 pages at a time, through shared memory of its own, in the layout of mma.sync
+// m16n8k16, whose sum over channels may be taken in any order: a thread owns 16 channels of
+// every 64, which are a group of one step. Queries are rounded to f16 and lie in shared
+// memory in the order in which threads take them. Each thread keeps maximum and sum of its
+// lanes over the pages it meets; a block joins them for its run of pages.
+//
+// All of this is latency. No kernel of a forward writes the batch's positions and page table,
+// and in one without keys to write none writes metadata: what the first rounds take is
+// fetched before begin_kernel, while the kernel before still runs.
 #include "kernels/cuda/bounds.cuh"
 #include "kernels/cuda/plan_score.cuh"
 
 enum { WARPS = 8, TILE = 16, TILES = 5, LANES = 8 * TILES, SLICE = 64 };
 
+// Metadata of a warp's pages: of each, the largest keys, then the smallest.
+template <int DIM> struct page_stage {
+    uint4 bounds[TILE][2 * DIM / BOUND_GROUP];
+    unsigned char step[TILE][DIM / BOUND_GROUP];
+};
+
 template <int DIM> struct scan_shared {
+    static const int STAGES = DIM > 128 ? 1 : 2; // what fits on every card
+    page_stage<DIM> stage[STAGES][WARPS];
     uint4 q[TILES][DIM / SLICE][2][WARP]; // tile of 8 lanes, slice, half of 16 channels, thread
-    float2 stats[WARPS][LANES];
+    float2 stats[LANES][WARPS];
 };
 
-// Metadata of two pages, the thread's channels.
-template <int DIM> struct page_pair {
-    uint4 most[2][DIM / SLICE], least[2][DIM / SLICE];
-    unsigned char step[2][DIM / SLICE];
-};
-
+// What a block works at: a KV head of a segment, a run of pages.
 struct scan_place {
-    int seg, kv_head, lanes, pages;
-    const int *rows, *table;
+    int seg, kv_head, lanes;
+    int first, end; // pages of the run
+    const int *rows;
 };
 
-template <int DIM>
-__device__ static void load_pages(page_pair<DIM> &m, const score_view &a, const scan_place &at,
-                                  int page0)
+__device__ static unsigned shared_address(const void *p)
 {
-    const int quad = threadIdx.x % 4;
+    return (unsigned)__cvta_generic_to_shared(p);
+}
+
+template <int BYTES> __device__ static void copy_async(void *to, const void *from)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;\n" ::"r"(shared_address(to)), "l"(from),
+                 "n"(BYTES));
+}
+
+// Where the 16-byte chunk of a page lies in its row of a stage: the threads that read together
+// take half a row of two neighbours.
+__device__ static int chunk_of(int page, int chunk)
+{
+    return chunk ^ (page & 1) << 2;
+}
+
+// Starts the copies of the warp's tile of a round, as far as the run goes.
+template <int DIM>
+__device__ static void fetch(page_stage<DIM> &to, const score_view &a, const batch_view &b,
+                             const scan_place &at, int round)
+{
+    const int chunks = DIM / BOUND_GROUP, thread = threadIdx.x % WARP;
+    const int first = at.first + (round * WARPS + (int)threadIdx.x / WARP) * TILE;
+    const int mine = min(first + thread % TILE, at.end - 1);
+    int physical = 0;
+    if (first < at.end)
+        physical = b.page_table[(size_t)at.seg * b.max_pages + mine] * a.kv_heads + at.kv_head;
+    if (first < at.end && thread < TILE)
+        copy_async<DIM / BOUND_GROUP>(to.step[thread], a.kstep + (size_t)physical * chunks);
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const int page = at.table[min(page0 + 8 * r, at.pages - 1)];
-        const size_t meta = ((size_t)page * a.kv_heads + at.kv_head) * DIM + quad * BOUND_GROUP;
-#pragma unroll
-        for (int s = 0; s < DIM / SLICE; s++) {
-            const size_t from = meta + s * SLICE;
-            m.most[r][s] = *(const uint4 *)((const char *)a.kmax + from);
-            m.least[r][s] = *(const uint4 *)((const char *)a.kmin + from);
-            m.step[r][s] = a.kstep[from / BOUND_GROUP];
-        }
+    for (int i = thread; i < TILE * chunks; i += WARP) {
+        const int page = i / chunks, chunk = i % chunks;
+        const size_t from = ((size_t)__shfl_sync(ALL_LANES, physical, page) * chunks + chunk) * 16;
+        if (first >= at.end)
+            continue;
+        copy_async<16>(&to.bounds[page][chunk_of(page, chunk)], (const char *)a.kmax + from);
+        copy_async<16>(&to.bounds[page][chunk_of(page, chunks + chunk)],
+                       (const char *)a.kmin + from);
     }
+    asm volatile("cp.async.commit_group;\n"); // an empty one too: waits count groups
 }
 
 __device__ static unsigned scaled_pair(float x, float y, float scale)
@@ -113,15 +146,23 @@ __device__ static void widen(unsigned (&out)[4], const uint4 (&bytes)[2], int i,
 
 // d[n] += bounds of the warp's pages, lanes of tile n.
 template <int DIM>
-__device__ static void add_bounds(float (&d)[TILES][4], const page_pair<DIM> &m,
+__device__ static void add_bounds(float (&d)[TILES][4], const page_stage<DIM> &m,
                                   const scan_shared<DIM> &t, int tiles)
 {
-#pragma unroll
+    const int thread = threadIdx.x % WARP, row = thread / 4, quad = thread % 4;
+#pragma unroll 1 // code that runs once waits for its instructions
     for (int s = 0; s < DIM / SLICE; s++) {
-        const __half2 step[2] = {step_pair(m.step[0][s]), step_pair(m.step[1][s])};
-        const __half2 shift[2] = {step_shift(step[0]), step_shift(step[1])};
-        const uint4 most[2] = {m.most[0][s], m.most[1][s]};
-        const uint4 least[2] = {m.least[0][s], m.least[1][s]};
+        const int group = s * 4 + quad;
+        __half2 step[2], shift[2];
+        uint4 most[2], least[2];
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int page = row + 8 * r;
+            step[r] = step_pair(m.step[page][group]);
+            shift[r] = step_shift(step[r]);
+            most[r] = m.bounds[page][chunk_of(page, group)];
+            least[r] = m.bounds[page][chunk_of(page, DIM / BOUND_GROUP + group)];
+        }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             unsigned high[2][4], low[2][4];
@@ -133,8 +174,8 @@ __device__ static void add_bounds(float (&d)[TILES][4], const page_pair<DIM> &m,
 #pragma unroll
             for (int n = 0; n < TILES; n++) {
                 if (n >= tiles)
-                    continue;
-                const uint4 q = t.q[n][s][half][threadIdx.x % WARP];
+                    break;
+                const uint4 q = t.q[n][s][half][thread];
                 multiply(d[n], high[0], above(q.x), above(q.y));
                 multiply(d[n], low[0], below(q.x), below(q.y));
                 multiply(d[n], high[1], above(q.z), above(q.w));
@@ -144,11 +185,17 @@ __device__ static void add_bounds(float (&d)[TILES][4], const page_pair<DIM> &m,
     }
 }
 
-// Stores the bounds of 16 pages, from page0 - threadIdx.x % WARP / 4 on, and folds them
-// into the thread's sums: lane 2 (threadIdx.x % 4) + i of tile n.
-__device__ static void keep_bounds(const float (&d)[TILES][4], float2 (&sums)[TILES][2],
-                                   float *bounds, int max_pages, int page0, int pages, int lanes)
+// A thread's lanes: maximum and sum over the pages it met, of lane 2 (threadIdx.x % 4) + i of
+// tile n.
+struct lane_sums {
+    float top[TILES][2], sum[TILES][2];
+};
+
+// Stores the bounds of the thread's pages, page and page + 8, and folds them into its sums.
+__device__ static void keep_bounds(const float (&d)[TILES][4], lane_sums &s, float *bounds,
+                                   int max_pages, int page, int end, int lanes)
 {
+    const bool one = page < end, both = page + 8 < end;
 #pragma unroll
     for (int n = 0; n < TILES; n++)
 #pragma unroll
@@ -156,96 +203,109 @@ __device__ static void keep_bounds(const float (&d)[TILES][4], float2 (&sums)[TI
             const int lane = n * 8 + threadIdx.x % 4 * 2 + i;
             if (lane >= lanes)
                 continue;
-            float *to = bounds + (size_t)lane * max_pages + page0;
-            const bool one = page0 < pages, both = page0 + 8 < pages;
+            float *to = bounds + (size_t)lane * max_pages + page;
             const float x = one ? d[n][i] : -CUDART_INF_F, y = both ? d[n][2 + i] : -CUDART_INF_F;
             if (one)
                 to[0] = x;
             if (both)
                 to[8] = y;
-            const float top = fmaxf(sums[n][i].x, fmaxf(x, y));
+            const float top = fmaxf(s.top[n][i], fmaxf(x, y));
             const float base = top == -CUDART_INF_F ? 0.0f : top;
-            sums[n][i].y =
-                sums[n][i].y * power2(sums[n][i].x - base) + power2(x - base) + power2(y - base);
-            sums[n][i].x = top;
+            s.sum[n][i] =
+                s.sum[n][i] * power2(s.top[n][i] - base) + power2(x - base) + power2(y - base);
+            s.top[n][i] = top;
         }
 }
 
 // Joins the sums of the warp's threads, then of the block's warps.
 template <int DIM>
-__device__ static void keep_sums(scan_shared<DIM> &t, float2 (&sums)[TILES][2], const score_view &a,
+__device__ static void keep_sums(scan_shared<DIM> &t, const lane_sums &s, const score_view &a,
                                  float2 *stats, int lanes)
 {
     const int thread = threadIdx.x % WARP;
 #pragma unroll
     for (int n = 0; n < TILES; n++)
 #pragma unroll
-        for (int i = 0; i < 2 && n * 8 < lanes; i++) {
-#pragma unroll
-            for (int offset = 4; offset < WARP; offset *= 2)
-                sums[n][i] = join_sums(
-                    sums[n][i], make_float2(__shfl_xor_sync(ALL_LANES, sums[n][i].x, offset),
-                                            __shfl_xor_sync(ALL_LANES, sums[n][i].y, offset)));
+        for (int i = 0; i < 2; i++) {
+            if (n * 8 >= lanes)
+                break;
+            const float2 all = join_lanes<4, WARP>(make_float2(s.top[n][i], s.sum[n][i]));
             if (thread < 4)
-                t.stats[threadIdx.x / WARP][n * 8 + thread * 2 + i] = sums[n][i];
+                t.stats[n * 8 + thread * 2 + i][threadIdx.x / WARP] = all;
         }
     __syncthreads();
-    for (int lane = threadIdx.x; lane < lanes; lane += WARPS * WARP) {
-        float2 sum = t.stats[0][lane];
-        for (int w = 1; w < WARPS; w++)
-            sum = join_sums(sum, t.stats[w][lane]);
-        stats[(size_t)lane * a.chunks + blockIdx.x] = sum;
+    for (int i = threadIdx.x; i / WARP * WARP < lanes * WARPS; i += WARPS * WARP) {
+        const int lane = i / WARPS;
+        const float2 all = join_lanes<1, WARPS>(t.stats[lane][i % WARPS]);
+        if (i % WARPS == 0 && lane < lanes)
+            stats[(size_t)lane * a.chunks + blockIdx.x] = all;
     }
 }
 
-// The pages [blockIdx.x span, + span) for at most LANES lanes.
+// The run of pages for at most LANES lanes; the first rounds have been fetched.
 template <int DIM>
 __device__ static void scan_lanes(scan_shared<DIM> &t, const score_view &a, const batch_view &b,
                                   const scan_place &at, int lane0)
 {
     const int lanes = min(at.lanes - lane0, (int)LANES), tiles = (lanes + 7) / 8;
     const size_t first = (size_t)first_lane(a, blockIdx.z, at.kv_head) + lane0;
-    const int begin = blockIdx.x * a.span, end = min(begin + a.span, at.pages);
-    const int thread = threadIdx.x % WARP / 4;
-    int page = begin + threadIdx.x / WARP * TILE;
-    page_pair<DIM> m;
-    load_pages(m, a, at, page + thread);
+    const int warp = threadIdx.x / WARP, row = threadIdx.x % WARP / 4;
     load_lanes(t, a, at, lane0, tiles);
     __syncthreads();
-    float2 sums[TILES][2];
+    lane_sums sums;
 #pragma unroll
     for (int n = 0; n < TILES; n++)
-        sums[n][0] = sums[n][1] = make_float2(-CUDART_INF_F, 0.0f);
-    while (page < end) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            sums.top[n][i] = -CUDART_INF_F;
+            sums.sum[n][i] = 0.0f;
+        }
+    const int stages = scan_shared<DIM>::STAGES;
+    for (int round = 0; at.first + round * WARPS * TILE < at.end; round++) {
+        page_stage<DIM> &stage = t.stage[round % stages][warp];
+        asm volatile("cp.async.wait_group %0;\n" ::"n"(stages - 1));
+        __syncwarp();
         float d[TILES][4] = {};
-        add_bounds(d, m, t, tiles);
-        keep_bounds(d, sums, a.bounds + first * b.max_pages, b.max_pages, page + thread, at.pages,
-                    lanes);
-        page += WARPS * TILE;
-        if (page < end)
-            load_pages(m, a, at, page + thread);
+        add_bounds(d, stage, t, tiles);
+        __syncwarp();
+        fetch(stage, a, b, at, round + stages);
+        keep_bounds(d, sums, a.bounds + first * b.max_pages, b.max_pages,
+                    at.first + (round * WARPS + warp) * TILE + row, at.end, lanes);
     }
     keep_sums(t, sums, a, a.stats + first * a.chunks, lanes);
 }
 
-// Block (run of pages, KV head, segment).
+template <int DIM>
+__device__ static void fetch_first(scan_shared<DIM> &t, const score_view &a, const batch_view &b,
+                                   const scan_place &at)
+{
+    for (int stage = 0; stage < scan_shared<DIM>::STAGES; stage++)
+        fetch(t.stage[stage][threadIdx.x / WARP], a, b, at, stage);
+}
+
+// Block (run of pages, KV head, segment). `settled`: no key is written in this forward.
 template <int DIM>
 __global__ void __launch_bounds__(WARPS *WARP, 2)
-    scan_kernel(score_view a, batch_view b, plan_view p)
+    scan_kernel(score_view a, batch_view b, plan_view p, bool settled)
 {
-    __shared__ scan_shared<DIM> t;
+    extern __shared__ __align__(16) char memory[];
+    scan_shared<DIM> &t = *(scan_shared<DIM> *)memory;
+    scan_place at = {a.seg0 + (int)blockIdx.z, (int)blockIdx.y};
+    const int row0 = b.seg_row0[at.seg];
+    const int pages = row0 < b.seg_row0[at.seg + 1] ? b.pages_of(b.prefix(row0)) : 0;
+    at.first = blockIdx.x * a.span;
+    at.end = min(at.first + a.span, pages);
+    at.rows = p.act_rows + row0;
+    if (settled)
+        fetch_first(t, a, b, at);
     begin_kernel();
-    const int seg = a.seg0 + blockIdx.z;
-    scan_place at = {seg, (int)blockIdx.y};
-    at.lanes = active_rows(b, p, seg, &at.pages) * a.group;
-    at.rows = p.act_rows + b.seg_row0[seg];
-    at.table = b.page_table + (size_t)seg * b.max_pages;
-    if ((int)blockIdx.x * a.span >= at.pages)
-        return;
+    at.lanes = at.first < pages ? min(p.act_count[at.seg], p.act_cap) * a.group : 0;
     for (int lane = 0; lane < at.lanes; lane += LANES) {
-        __syncthreads();
+        if (lane > 0 || !settled)
+            fetch_first(t, a, b, at);
         scan_lanes(t, a, b, at, lane);
     }
+    asm volatile("cp.async.wait_all;\n");
 }
 
 // Few enough runs that two blocks fit on each multiprocessor at once.
@@ -253,15 +313,27 @@ int bound_span_narrow(const kern_cuda_ctx *ctx, const score_view &v, int max_pag
 {
     const int once = WARPS * TILE;
     const int blocks = (int)blocks_of(max_pages, once) * v.kv_heads * segs;
-    const int rounds = blocks / (2 * ctx->sms);
-    return once * (rounds < 1 ? 1 : rounds > 8 ? 8 : rounds);
+    const int rounds = blocks_of(blocks, 2 * ctx->sms);
+    return once * (rounds > 8 ? 8 : rounds);
+}
+
+template <int DIM>
+static int launch(const kern_cuda_ctx *ctx, const score_view &v, const batch_view &b,
+                  const plan_view &p, int segs, bool settled)
+{
+    const int shared = sizeof(scan_shared<DIM>);
+    const int error =
+        cudaFuncSetAttribute(scan_kernel<DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error)
+        return error;
+    return enqueue(ctx, scan_kernel<DIM>, dim3(v.chunks, v.kv_heads, segs), WARPS * WARP, shared, v,
+                   b, p, settled);
 }
 
 int launch_bounds_narrow(const kern_cuda_ctx *ctx, const score_view &v, const batch_view &b,
-                         const plan_view &p, int segs)
+                         const plan_view &p, int segs, bool settled)
 {
-    const auto kernel = v.dim == 64    ? scan_kernel<64>
-                        : v.dim == 128 ? scan_kernel<128>
-                                       : scan_kernel<256>;
-    return enqueue(ctx, kernel, dim3(v.chunks, v.kv_heads, segs), WARPS * WARP, 0, v, b, p);
+    return v.dim == 64    ? launch<64>(ctx, v, b, p, segs, settled)
+           : v.dim == 128 ? launch<128>(ctx, v, b, p, segs, settled)
+                          : launch<256>(ctx, v, b, p, segs, settled);
 }

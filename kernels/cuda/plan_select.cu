@@ -3,237 +3,60 @@
 // that ends last joins the rows' bitmaps, the kept list and the first and last page,
 // writes the list and counts what it costs. Kept lists by mass are one such row.
 //
-// Scores are compared through order-preserving keys: the same lists as the CPU's, bit for
-// bit. Each thread's best score bounds the cut from below; few pages reach that bound, and
-// these are ranked by counting. Where too many do (ties, a large budget), radix selection
-// over all pages finds the cut.
-#include "kernels/cuda/common.cuh"
-
-enum { THREADS = 512, BINS = 256, CANDIDATES = 512 };
-
-// Keys order as the floats do; NaN, which no score should be, leads.
-__device__ static unsigned order_key(float score)
-{
-    const unsigned bits = __float_as_uint(score);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-struct select_shared {
-    int histogram[BINS];
-    int scan[WARP];
-    unsigned digit;
-    int need;
-    int candidates;
-    unsigned key[CANDIDATES];
-    int page[CANDIDATES];
-    bool last;
-};
-
-// The bin in which the `need`-th best falls, and how many it takes of that bin.
-__device__ static void find_digit(select_shared &s, int need)
-{
-    __syncthreads();
-    if (threadIdx.x < WARP) { // a lane holds 8 bins, the highest first
-        const int lane = threadIdx.x;
-        int mine = 0;
-        for (int i = 0; i < BINS / WARP; i++)
-            mine += s.histogram[BINS - 1 - lane * (BINS / WARP) - i];
-        int sum = mine;
-        for (int offset = 1; offset < WARP; offset *= 2) {
-            const int other = __shfl_up_sync(ALL_LANES, sum, offset);
-            sum += lane >= offset ? other : 0;
-        }
-        int above = sum - mine;
-        if (above < need && need <= sum) {
-            int bin = BINS - 1 - lane * (BINS / WARP);
-            for (; above + s.histogram[bin] < need; bin--)
-                above += s.histogram[bin];
-            s.digit = (unsigned)bin;
-            s.need = need - above;
-        }
-    }
-    __syncthreads();
-}
-
-// The first `digits` bytes of the `need`-th best of the keys key(0), ... key(count - 1), the
-// others 0 (1 <= need <= count); *ties is how many of those that share these bytes belong
-// to the best `need`.
-template <class Key>
-__device__ static unsigned find_cut(select_shared &s, const Key &key, int count, int need,
-                                    int digits, int *ties)
-{
-    unsigned cut = 0, known = 0;
-    for (int shift = 24; shift > 24 - 8 * digits; shift -= 8) {
-        for (int i = threadIdx.x; i < BINS; i += THREADS)
-            s.histogram[i] = 0;
-        __syncthreads();
-        for (int i = threadIdx.x; i < count; i += THREADS) {
-            const unsigned k = key(i);
-            if ((k & known) == cut)
-                atomicAdd(&s.histogram[k >> shift & (BINS - 1)], 1);
-        }
-        find_digit(s, need);
-        need = s.need;
-        cut |= s.digit << shift;
-        known |= 0xffu << shift;
-        __syncthreads();
-    }
-    *ties = need;
-    return cut;
-}
-
-__device__ static void mark(unsigned *bitmap, int page)
-{
-    atomicOr(&bitmap[page / WARP], 1u << page % WARP);
-}
-
-// Gathers the pages [1, 1 + count) that can be among the best `need`: at least as many
-// threads as that hold a score with the first bytes of the bound or more.
-__device__ static void gather(select_shared &s, const float *score, int count, int need)
-{
-    unsigned best = 0;
-#pragma unroll 8
-    for (int i = threadIdx.x; i < count; i += THREADS)
-        best = max(best, order_key(score[1 + i]));
-    int ties;
-    unsigned bound = 0;
-    if (need <= THREADS)
-        bound = find_cut(
-            s, [&](int) { return best; }, THREADS, need, 2, &ties);
-    if (threadIdx.x == 0)
-        s.candidates = 0;
-    __syncthreads();
-#pragma unroll 8
-    for (int i = threadIdx.x; i < count; i += THREADS) {
-        const unsigned key = order_key(score[1 + i]);
-        if (key < bound)
-            continue;
-        const int at = atomicAdd(&s.candidates, 1);
-        if (at < CANDIDATES) {
-            s.key[at] = key;
-            s.page[at] = 1 + i;
-        }
-    }
-    __syncthreads();
-}
-
-// Marks the candidates of which fewer than `need` are better; ties: the lower page.
-__device__ static void mark_candidates(const select_shared &s, int need, unsigned *bitmap)
-{
-    for (int i = threadIdx.x / WARP; i < s.candidates; i += THREADS / WARP) {
-        int ahead = 0;
-        for (int j = threadIdx.x % WARP; j < s.candidates; j += WARP)
-            ahead += s.key[j] > s.key[i] || (s.key[j] == s.key[i] && s.page[j] < s.page[i]);
-        ahead = warp_sum_int(ahead);
-        if (threadIdx.x % WARP == 0 && ahead < need)
-            mark(bitmap, s.page[i]);
-    }
-}
-
-// Marks the best `need` pages of [1, 1 + count), whatever the scores.
-__device__ static void mark_by_radix(select_shared &s, const float *score, int count, int need,
-                                     unsigned *bitmap)
-{
-    const auto key = [&](int i) { return order_key(score[1 + i]); };
-    int ties;
-    const unsigned cut = find_cut(s, key, count, need, 4, &ties);
-    for (int base = 0; base < count; base += THREADS) {
-        const int i = base + (int)threadIdx.x;
-        const unsigned mine = i < count ? key(i) : 0;
-        int found;
-        const int before = block_scan(i < count && mine == cut, s.scan, &found);
-        if (i < count && (mine > cut || (mine == cut && before < ties)))
-            mark(bitmap, 1 + i);
-        ties -= found;
-    }
-}
-
-// Bitmap, in shared memory, of the pages that a row takes of [0, pages), pages >= 1; all
-// threads take part. The first and the last page are among them.
-__device__ static void mark_row(select_shared &s, const float *score, int pages, int budget,
-                                unsigned *bitmap)
-{
-    const int inner = pages - 2, need = budget - (pages > 1 ? 2 : 1);
-    const bool all = budget >= pages;
-    for (int w = threadIdx.x; w < (pages + WARP - 1) / WARP; w += THREADS) {
-        const int in = min(pages - w * WARP, (int)WARP);
-        bitmap[w] = all ? 0xffffffffu >> (WARP - in) : w == 0 ? 1u : 0u;
-    }
-    __syncthreads();
-    if (threadIdx.x == 0)
-        mark(bitmap, pages - 1);
-    if (!all && need > 0) {
-        gather(s, score, inner, need);
-        if (s.candidates <= CANDIDATES)
-            mark_candidates(s, need, bitmap);
-        else
-            mark_by_radix(s, score, inner, need, bitmap);
-    }
-    __syncthreads();
-}
-
-// Writes the marked pages in ascending order; returns their number to every thread.
-__device__ static int write_list(select_shared &s, const unsigned *bitmap, int pages, int *out)
-{
-    int count = 0;
-    const int words = (pages + WARP - 1) / WARP;
-    for (int base = 0; base < words; base += THREADS) {
-        const int w = base + (int)threadIdx.x;
-        unsigned word = w < words ? bitmap[w] : 0;
-        int found;
-        int at = count + block_scan(__popc(word), s.scan, &found);
-        for (; word; word &= word - 1)
-            out[at++] = w * WARP + __ffs(word) - 1;
-        count += found;
-    }
-    return count;
-}
+// Where nobody else adds to the scores (page_plan), the same kernel makes them first, from
+// the bounds of plan_scan.cu: several blocks share a row, and the last of them goes on.
+#include "kernels/cuda/plan_pick.cuh"
+#include "kernels/cuda/plan_score.cuh"
 
 struct select_view {
-    const float *score;
+    const float *score; // [scan_segs, score_lists, act_cap, max_pages]
     kern_page_choice choice[KERN_SEG_KINDS];
     const int *kept_pages, *kept_count;
     int kept_lists, kept_cap;
     int score_lists, list0;
+    int seg0;          // first segment of this launch
     int words;         // of a bitmap
-    unsigned *bitmap;  // [sparse_segs, lists, act_cap, words]
-    unsigned *arrived; // [sparse_segs, lists], 0 before and after
+    unsigned *bitmap;  // [segs, lists, act_cap, words]
+    unsigned *arrived; // [segs, lists, 1 + act_cap]: rows, then blocks of a row
     unsigned long long *counts;
 };
 
 // The list of a segment that the block works for.
 struct select_place {
-    int seg, list, entry; // entry of lists and counts
+    int seg, list;
+    int entry; // of lists and page counts
+    int local; // of bitmaps and arrivals
     int active, prefix, pages;
     int rows; // that scan
     kern_page_choice choice;
 };
 
 // True in the block that comes last of `count`; it sees what the others wrote.
-__device__ static bool comes_last(select_shared &s, unsigned *arrived, int count)
+__device__ static bool comes_last(unsigned *arrived, int count)
 {
+    __shared__ bool last;
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        s.last = atomicAdd(arrived, 1u) == (unsigned)count - 1;
-        if (s.last)
+        last = atomicAdd(arrived, 1u) == (unsigned)count - 1;
+        if (last)
             *arrived = 0;
         __threadfence();
     }
     __syncthreads();
-    return s.last;
+    return last;
 }
 
 // The union of the rows' bitmaps, the kept list, and the first and last page.
 __device__ static void join_rows(const select_view &a, const plan_view &p, const select_place &at,
                                  int slot, unsigned *bitmap)
 {
-    const unsigned *rows = a.bitmap + (size_t)at.entry * p.act_cap * a.words;
-    for (int w = threadIdx.x; w < (at.pages + WARP - 1) / WARP; w += THREADS) {
+    const unsigned *rows = a.bitmap + (size_t)at.local * p.act_cap * a.words;
+    for (int w = threadIdx.x; w < (at.pages + WARP - 1) / WARP; w += PICK_THREADS) {
         unsigned word = w == 0 ? 1u : 0u;
         if (w == (at.pages - 1) / WARP)
             word |= 1u << (at.pages - 1) % WARP;
-#pragma unroll 4
+#pragma unroll 8
         for (int i = 0; i < at.rows; i++)
             word |= __ldcg(rows + (size_t)i * a.words + w);
         bitmap[w] = word;
@@ -242,7 +65,7 @@ __device__ static void join_rows(const select_view &a, const plan_view &p, const
     if (!at.choice.kept || !a.kept_pages)
         return;
     const size_t kept = (size_t)slot * a.kept_lists + at.list;
-    for (int i = threadIdx.x; i < a.kept_count[kept]; i += THREADS) {
+    for (int i = threadIdx.x; i < a.kept_count[kept]; i += PICK_THREADS) {
         const int page = a.kept_pages[kept * a.kept_cap + i];
         if (page < at.pages)
             mark(bitmap, page);
@@ -250,59 +73,66 @@ __device__ static void join_rows(const select_view &a, const plan_view &p, const
     __syncthreads();
 }
 
-// Adds the reading of this list to the segment's counters, as the CPU does.
-__device__ static void count_list(const select_view &a, const batch_view &b, const plan_view &p,
-                                  const select_place &at, const int *list, int listed)
+__device__ static void add(unsigned long long *counter, int x)
 {
-    unsigned long long *count = a.counts + (size_t)at.seg * KERN_COUNT_N;
-    const int prefix = at.prefix;
-    atomicAdd(&count[KERN_COUNT_PREFIX], (unsigned long long)prefix);
-    if (at.list == 0)
-        atomicAdd(&count[KERN_COUNT_ACTIVE], (unsigned long long)at.active);
-    if (at.active == 0)
-        return;
-    const int pages = at.pages, scanned = at.seg < b.scan_segs ? pages : 0;
-    const int budget = plan_budget(at.choice.budget, pages);
-    atomicAdd(&count[KERN_COUNT_READ], (unsigned long long)list_tokens(b, list, listed, prefix));
-    atomicAdd(&count[KERN_COUNT_SCANNED], (unsigned long long)scanned);
-    atomicAdd(&count[KERN_COUNT_UNION], (unsigned long long)listed);
-    atomicAdd(&count[KERN_COUNT_BUDGET], (unsigned long long)budget);
+    atomicAdd(counter, (unsigned long long)x);
 }
 
-__device__ static select_place find_place(const select_view &a, const batch_view &b,
-                                          const plan_view &p)
+// Adds the reading of this list to the segment's counters, as the CPU does.
+__device__ static void count_list(const select_view &a, const batch_view &b, const select_place &at,
+                                  const int *list, int listed)
 {
-    select_place at = {(int)blockIdx.z, (int)blockIdx.y};
-    at.entry = at.seg * p.lists + at.list;
-    at.active = p.act_count[at.seg];
-    const int row = b.seg_row0[at.seg]; // a segment is one block, or empty
-    at.prefix = row < b.seg_row0[at.seg + 1] ? b.prefix(row) : 0;
-    at.pages = at.active > 0 ? b.pages_of(at.prefix) : 0;
-    at.choice = a.choice[b.seg_kind[at.seg]];
-    const bool scans = at.seg < b.scan_segs && at.choice.top > 0 && at.pages > 0;
-    at.rows = scans ? min(at.active, p.act_cap) : 0;
+    unsigned long long *count = a.counts + (size_t)at.seg * KERN_COUNT_N;
+    add(&count[KERN_COUNT_PREFIX], at.prefix);
+    if (at.list == 0)
+        add(&count[KERN_COUNT_ACTIVE], at.active);
+    if (at.active == 0)
+        return;
+    add(&count[KERN_COUNT_READ], list_tokens(b, list, listed, at.prefix));
+    add(&count[KERN_COUNT_SCANNED], at.seg < b.scan_segs ? at.pages : 0);
+    add(&count[KERN_COUNT_UNION], listed);
+    add(&count[KERN_COUNT_BUDGET], plan_budget(at.choice.budget, at.pages));
+}
+
+// What the batch says of a list, and then what the plan does.
+__device__ static select_place find_place(const select_view &a, const batch_view &b, int lists,
+                                          int seg, int list)
+{
+    select_place at = {seg, list};
+    at.entry = seg * lists + list;
+    at.local = at.entry - a.seg0 * lists;
+    const int row = b.seg_row0[seg]; // a segment is one block, or empty
+    at.prefix = row < b.seg_row0[seg + 1] ? b.prefix(row) : 0;
+    at.choice = a.choice[b.seg_kind[seg]];
     return at;
 }
 
-// Block (place of an active row, list, sparse segment).
-__global__ void __launch_bounds__(THREADS) select_kernel(select_view a, batch_view b, plan_view p)
+__device__ static void find_active(const batch_view &b, const plan_view &p, select_place &at)
 {
-    extern __shared__ unsigned bitmap[];
-    __shared__ select_shared s;
-    begin_kernel();
-    const select_place at = find_place(a, b, p);
-    const int place = blockIdx.x, words = (at.pages + WARP - 1) / WARP;
-    if (place >= max(at.rows, 1))
-        return;
-    if (at.rows > 0) {
-        const size_t entry = (size_t)at.seg * a.score_lists + a.list0 + at.list;
-        mark_row(s, a.score + (entry * p.act_cap + place) * b.max_pages, at.pages,
-                 plan_budget(at.choice.top, at.pages), bitmap);
-        unsigned *out = a.bitmap + ((size_t)at.entry * p.act_cap + place) * a.words;
-        for (int w = threadIdx.x; w < words; w += THREADS)
-            out[w] = bitmap[w];
-    }
-    if (at.rows > 1 && !comes_last(s, a.arrived + at.entry, at.rows))
+    at.active = p.act_count[at.seg];
+    at.pages = at.active > 0 ? b.pages_of(at.prefix) : 0;
+    const bool scans = at.seg < b.scan_segs && at.choice.top > 0 && at.pages > 0;
+    at.rows = scans ? min(at.active, p.act_cap) : 0;
+}
+
+// Marks the pages of a row in its bitmap.
+__device__ static void take_row(pick_shared &s, const select_view &a, const batch_view &b,
+                                const plan_view &p, const select_place &at, int place,
+                                unsigned *bitmap)
+{
+    const size_t entry = (size_t)at.seg * a.score_lists + a.list0 + at.list;
+    mark_row(s, a.score + (entry * p.act_cap + place) * b.max_pages, at.pages,
+             plan_budget(at.choice.top, at.pages), bitmap);
+    unsigned *out = a.bitmap + ((size_t)at.local * p.act_cap + place) * a.words;
+    for (int w = threadIdx.x; w < (at.pages + WARP - 1) / WARP; w += PICK_THREADS)
+        out[w] = bitmap[w];
+}
+
+// Waits for the other rows of the list; the last one ends it.
+__device__ static void end_list(pick_shared &s, const select_view &a, const batch_view &b,
+                                const plan_view &p, const select_place &at, unsigned *bitmap)
+{
+    if (at.rows > 1 && !comes_last(a.arrived + at.local * (1 + p.act_cap), at.rows))
         return;
     int *list = p.pages + (size_t)at.entry * b.max_pages, count = 0;
     if (at.pages > 0) {
@@ -313,23 +143,69 @@ __global__ void __launch_bounds__(THREADS) select_kernel(select_view a, batch_vi
     if (threadIdx.x == 0) {
         p.page_count[at.entry] = count;
         if (a.counts)
-            count_list(a, b, p, at, list, count);
+            count_list(a, b, at, list, count);
     }
 }
 
-// Bytes of a bitmap of the prefix, which must fit in shared memory beside select_shared.
-static size_t bitmap_bytes(const batch_view &b)
+// Block (place of an active row, list, segment).
+__global__ void __launch_bounds__(PICK_THREADS, 1)
+    select_kernel(select_view a, batch_view b, plan_view p)
 {
-    return blocks_of(b.max_pages, WARP) * sizeof(unsigned);
+    extern __shared__ __align__(16) unsigned bitmap[];
+    __shared__ pick_shared s;
+    select_place at = find_place(a, b, p.lists, a.seg0 + blockIdx.z, blockIdx.y);
+    begin_kernel();
+    find_active(b, p, at);
+    if ((int)blockIdx.x >= max(at.rows, 1))
+        return;
+    if (at.rows > 0)
+        take_row(s, a, b, p, at, blockIdx.x, bitmap);
+    end_list(s, a, b, p, at, bitmap);
 }
 
-enum { BITMAP_MOST = 32768 };
-
-extern "C" int kern_cuda_launch_page_select(const kern_cuda_ctx *ctx,
-                                            const kern_page_select_args *a)
+// Block (run of pages, place of an active row and list, segment). Its first part is
+// plan_score.cu's share_kernel.
+__global__ void __launch_bounds__(PICK_THREADS, 1)
+    plan_kernel(score_view v, select_view a, batch_view b, plan_view p)
 {
-    const batch_view b = view(a->batch);
-    const plan_view p = view(a->plan, a->batch);
+    extern __shared__ __align__(16) unsigned bitmap[]; // before: totals of the heads
+    __shared__ pick_shared s;
+    const int list = blockIdx.y / p.act_cap, place = blockIdx.y % p.act_cap;
+    select_place at = find_place(a, b, p.lists, a.seg0 + blockIdx.z, list);
+    begin_kernel();
+    find_active(b, p, at);
+    const int runs = (at.pages + PICK_THREADS - 1) / PICK_THREADS;
+    if (place >= max(at.rows, 1) || (int)blockIdx.x >= max(at.rows > 0 ? runs : 1, 1))
+        return;
+    if (at.rows > 0) {
+        lane_total *total = (lane_total *)bitmap;
+        const int page = blockIdx.x * PICK_THREADS + (int)threadIdx.x;
+        int head0;
+        const int heads = heads_of_list(v, a.list0 + list, &head0);
+        total_lanes(v, place, head0, heads, (at.pages + v.span - 1) / v.span, total);
+        if (page < at.pages) {
+            const size_t entry = (size_t)at.seg * a.score_lists + a.list0 + list;
+            v.score[(entry * p.act_cap + place) * b.max_pages + page] =
+                add_shares(v, b.max_pages, heads, page, total);
+        }
+        if (!comes_last(a.arrived + at.local * (1 + p.act_cap) + 1 + place, runs))
+            return;
+        take_row(s, a, b, p, at, place, bitmap);
+    }
+    end_list(s, a, b, p, at, bitmap);
+}
+
+// ---- launches -------------------------------------------------------------------
+
+enum { BITMAP_MOST = 32768 }; // what fits in shared memory beside pick_shared
+
+static size_t bitmap_bytes(int max_pages)
+{
+    return blocks_of(max_pages, WARP) * sizeof(unsigned);
+}
+
+static select_view select_view_of(const kern_cuda_ctx *ctx, const kern_page_select_args *a)
+{
     select_view v = {};
     v.score = ptr<float>(a->score);
     for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
@@ -342,26 +218,88 @@ extern "C" int kern_cuda_launch_page_select(const kern_cuda_ctx *ctx,
     }
     v.score_lists = a->score_lists;
     v.list0 = a->list0;
-    v.words = (int)blocks_of(b.max_pages, WARP);
+    v.words = (int)blocks_of(a->batch->max_pages, WARP);
     v.bitmap = (unsigned *)ctx->workspace;
     v.arrived = ctx->arrivals;
     v.counts = ptr<unsigned long long>(a->counts);
-    const size_t shared = bitmap_bytes(b), entries = (size_t)b.sparse_segs * p.lists;
-    if (entries * p.act_cap * shared > ctx->workspace_bytes || shared > BITMAP_MOST ||
-        entries > KERN_CUDA_ARRIVALS)
+    return v;
+}
+
+// Segments that a launch can take, with `bytes` of workspace each besides the bitmaps.
+static int segs_at_once(const kern_cuda_ctx *ctx, const kern_page_select_args *a, size_t bytes)
+{
+    const kern_plan *p = a->plan;
+    const size_t bitmap = bitmap_bytes(a->batch->max_pages);
+    if (bitmap > BITMAP_MOST)
+        return 0;
+    const size_t room = ctx->workspace_bytes / (bytes + p->lists * p->act_cap * bitmap + 1);
+    const size_t arrivals = KERN_CUDA_ARRIVALS / ((size_t)p->lists * (1 + p->act_cap));
+    return (int)(room < arrivals ? room : arrivals);
+}
+
+// Segments [seg0, end), whose scores are complete.
+static int select_segs(const kern_cuda_ctx *ctx, const kern_page_select_args *a, int seg0, int end)
+{
+    const batch_view b = view(a->batch);
+    const plan_view p = view(a->plan, a->batch);
+    select_view v = select_view_of(ctx, a);
+    const int most = segs_at_once(ctx, a, 0);
+    if (most == 0)
         return KERN_CUDA_NO_ROOM;
-    const int rows = b.scan_segs > 0 && p.act_cap > 0 ? p.act_cap : 1;
-    return enqueue(ctx, select_kernel, dim3(rows, p.lists, b.sparse_segs), THREADS, shared, v, b,
-                   p);
+    for (v.seg0 = seg0; v.seg0 < end; v.seg0 += most) {
+        const int segs = end - v.seg0 < most ? end - v.seg0 : most;
+        const int rows = v.seg0 < b.scan_segs && p.act_cap > 0 ? p.act_cap : 1;
+        const int error = enqueue(ctx, select_kernel, dim3(rows, p.lists, segs), PICK_THREADS,
+                                  bitmap_bytes(b.max_pages), v, b, p);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+extern "C" int kern_cuda_launch_page_select(const kern_cuda_ctx *ctx,
+                                            const kern_page_select_args *a)
+{
+    return select_segs(ctx, a, 0, a->batch->sparse_segs);
+}
+
+extern "C" int kern_cuda_launch_page_plan(const kern_cuda_ctx *ctx, const kern_page_plan_args *args)
+{
+    const kern_page_score_args *score = &args->score;
+    const kern_page_select_args *select = &args->select;
+    const batch_view b = view(select->batch);
+    const plan_view p = view(select->plan, select->batch);
+    if (p.act_cap == 0 || b.max_pages == 0)
+        return select_segs(ctx, select, 0, b.sparse_segs);
+    score_view v = score_view_of(ctx, score);
+    select_view w = select_view_of(ctx, select);
+    const size_t bytes = score_bytes(v, b.max_pages);
+    const int most = segs_at_once(ctx, select, bytes);
+    if (most == 0)
+        return KERN_CUDA_NO_ROOM;
+    const size_t totals = v.heads * sizeof(lane_total), bitmap = bitmap_bytes(b.max_pages);
+    for (v.seg0 = 0; v.seg0 < b.scan_segs; v.seg0 += most) {
+        const int segs = b.scan_segs - v.seg0 < most ? b.scan_segs - v.seg0 : most;
+        w.seg0 = v.seg0;
+        w.bitmap = (unsigned *)((char *)ctx->workspace + segs * bytes);
+        int error = launch_bounds(ctx, score, v, segs);
+        if (!error)
+            error = enqueue(ctx, plan_kernel,
+                            dim3(blocks_of(b.max_pages, PICK_THREADS), p.lists * p.act_cap, segs),
+                            PICK_THREADS, totals > bitmap ? totals : bitmap, v, w, b, p);
+        if (error)
+            return error;
+    }
+    return b.sparse_segs > b.scan_segs ? select_segs(ctx, select, b.scan_segs, b.sparse_segs) : 0;
 }
 
 // Block (list, segment): keeps the pages of largest mass in the row of the request.
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(PICK_THREADS, 1)
     keep_kernel(const float *mass, batch_view b, int score_lists, int list0, int top,
                 int *kept_pages, int *kept_count, int cap)
 {
-    extern __shared__ unsigned bitmap[];
-    __shared__ select_shared s;
+    extern __shared__ __align__(16) unsigned bitmap[];
+    __shared__ pick_shared s;
     begin_kernel();
     const int list = blockIdx.x, lists = gridDim.x, seg = blockIdx.y, number = b.seg_mass[seg];
     if (number < 0)
@@ -382,10 +320,10 @@ extern "C" int kern_cuda_launch_mass_select(const kern_cuda_ctx *ctx,
                                             const kern_mass_select_args *a)
 {
     const batch_view b = view(a->batch);
-    const size_t shared = bitmap_bytes(b);
+    const size_t shared = bitmap_bytes(b.max_pages);
     if (shared > BITMAP_MOST)
         return KERN_CUDA_NO_ROOM;
-    return enqueue(ctx, keep_kernel, dim3(a->kept->lists, b.segs), THREADS, shared,
+    return enqueue(ctx, keep_kernel, dim3(a->kept->lists, b.segs), PICK_THREADS, shared,
                    ptr<float>(a->mass), b, a->score_lists, a->list0, a->top,
                    ptr<int>(a->kept->pages), ptr<int>(a->kept->count), a->kept->cap);
 }

@@ -42,6 +42,7 @@ void pt_test_locality(void **state);
 void pt_test_active(void **state);
 void pt_test_page_score(void **state);
 void pt_test_page_select(void **state);
+void pt_test_page_plan(void **state);
 void pt_test_page_mass(void **state);
 void pt_test_plan_count(void **state);
 void pt_test_attn_prefix(void **state);

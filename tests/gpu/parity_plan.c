@@ -393,6 +393,67 @@ void pt_test_page_select(void **state)
     }
 }
 
+// The lists and counters of page_plan, or of page_score and page_select.
+static plan_out plan_pages(kern_dev *dev, const ac_case *c, const kern_page_choice *choice,
+                           bool at_once, int write_rows, int64_t *counts)
+{
+    ac_dev d = ac_upload(c, dev);
+    const size_t words = (size_t)c->segs * KERN_COUNT_N;
+    kern_buf *score = kt_out_f32(dev, (size_t)(c->segs * c->shape.lists) *
+                                          (size_t)(c->shape.block * c->max_pages));
+    kern_buf *out;
+    KT_OK(kern_buf_new(dev, KERN_I64, words, "counts", &out));
+    d.batch.scan_segs = 2;
+    d.batch.write_rows = write_rows;
+    kern_page_plan_args args = {
+        {d.qkv, ac_width(c), d.kv, &d.batch, &d.plan, c->shape.heads, c->scale, c->shape.lists, 0,
+         score},
+        ac_select(score, &d, c->shape.lists, 0, 0),
+    };
+    args.select.counts = out;
+    memcpy(args.select.choice, choice, sizeof args.select.choice);
+    for (int layer = 0; layer < 2; layer++) { // what a layer leaves must not matter to the next
+        if (at_once) {
+            KT_OK(kern_page_plan(dev, &args));
+            continue;
+        }
+        KT_OK(kern_page_score(dev, &args.score));
+        KT_OK(kern_page_select(dev, &args.select));
+    }
+    const plan_out lists = take_plan(c, &d);
+    KT_OK(kern_read(out, 0, counts, words));
+    kern_buf_free(out);
+    kern_buf_free(score);
+    ac_release(&d);
+    return lists;
+}
+
+// Scores and choice in one are the same lists as one after the other, bit for bit.
+void pt_test_page_plan(void **state)
+{
+    (void)state;
+    kt_rng rng = {12};
+    for (int trial = 0; trial < 24; trial++) {
+        ac_case *c = pt_case(&rng, shapes[trial % 6], 2, trial % 2);
+        c->seg_kind[1] = KERN_SEG_STEP;
+        pt_random_plan(&rng, c);
+        kern_page_choice choice[KERN_SEG_KINDS] = {{0}};
+        choice[KERN_SEG_STEP] = (kern_page_choice){kt_int(&rng, 1, 40), false, 7};
+        kern_dev *dev = pt_gpu[trial / 6 % 2];
+        int64_t *counts[2];
+        plan_out out[2];
+        for (int at_once = 0; at_once < 2; at_once++) {
+            counts[at_once] = kt_alloc((size_t)c->segs * KERN_COUNT_N, sizeof **counts);
+            out[at_once] = plan_pages(dev, c, choice, at_once, trial / 12, counts[at_once]);
+        }
+        KT_SAME(counts[0], counts[1], (size_t)c->segs * KERN_COUNT_N, "counts");
+        same_plans(&out[0], &out[1], c);
+        rt_free(counts[0]);
+        rt_free(counts[1]);
+        ac_free(c);
+    }
+}
+
 // ---- attention mass ------------------------------------------------------------------
 
 typedef struct mass_out {

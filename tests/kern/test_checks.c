@@ -444,6 +444,14 @@ static void test_plan_arguments(void **state)
 
     BAD(kern_page_select, select, "counts", a.counts = f->small_i64);
 
+    kern_page_plan_args plan = {score, select};
+    plan.score.score_lists = 1;
+    BAD(kern_page_plan, plan, "two plans", a.score.score = f->small);
+    BAD(kern_page_plan, plan, "two plans", a.score.list0 = 1);
+    BAD(kern_page_plan, plan, "two plans", a.score.batch = NULL);
+    BAD(kern_page_plan, plan, "kv.kmin", a.score.kv.kmin = NULL);
+    BAD(kern_page_plan, plan, "score_lists", a.select.score_lists = 0);
+
     kern_plan_count_args count = {.batch = &f->batch, .lists = 1, .layers = 1, .counts = f->i64};
     BAD_BUF(kern_plan_count, count, counts);
     BAD_INT(kern_plan_count, count, lists, 0);
@@ -721,6 +729,7 @@ static void test_no_rows_is_fine(void **state)
     KT_OK(kern_active(f->dev, &(kern_active_args){.batch = &batch}));
     KT_OK(kern_page_score(f->dev, &(kern_page_score_args){.batch = &batch}));
     KT_OK(kern_page_select(f->dev, &(kern_page_select_args){.batch = &batch}));
+    KT_OK(kern_page_plan(f->dev, &(kern_page_plan_args){.select.batch = &batch}));
     KT_OK(kern_page_mass(f->dev, &(kern_page_mass_args){.batch = &batch}));
     KT_OK(kern_mass_select(f->dev, &(kern_mass_select_args){.batch = &batch}));
     KT_OK(kern_plan_count(f->dev, &(kern_plan_count_args){.batch = &batch}));

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a block takes the best pages of a row: a bitmap of them, and a bitmap as a list.
+//
+// Scores are compared through order-preserving keys: the same lists as the CPU's, bit for
+// bit. The best scores of a few groups of threads bound the cut from below; few pages reach
+// that bound, and these are ranked by counting. Where too many do (ties, a large budget),
+// radix selection over all pages finds the cut.
+#ifndef KERNELS_CUDA_PLAN_PICK_CUH
+#define KERNELS_CUDA_PLAN_PICK_CUH
+
+#include "kernels/cuda/common.cuh"
+
+enum { PICK_THREADS = 512, PICK_GROUPS = 64, PICK_BINS = 256, PICK_CANDIDATES = 512 };
+
+// Keys order as the floats do; NaN, which no score should be, leads.
+__device__ inline unsigned order_key(float score)
+{
+    const unsigned bits = __float_as_uint(score);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+struct pick_shared {
+    int histogram[PICK_BINS];
+    int scan[WARP];
+    unsigned digit;
+    int need;
+    uint4 best[PICK_GROUPS / 4];
+    unsigned bound;
+    int candidates;
+    unsigned key[PICK_CANDIDATES];
+    int page[PICK_CANDIDATES];
+};
+
+// The bin in which the `need`-th best falls, and how many it takes of that bin.
+__device__ inline void find_digit(pick_shared &s, int need)
+{
+    __syncthreads();
+    if (threadIdx.x < WARP) { // a lane holds 8 bins, the highest first
+        const int lane = threadIdx.x;
+        int mine = 0;
+        for (int i = 0; i < PICK_BINS / WARP; i++)
+            mine += s.histogram[PICK_BINS - 1 - lane * (PICK_BINS / WARP) - i];
+        int sum = mine;
+        for (int offset = 1; offset < WARP; offset *= 2) {
+            const int other = __shfl_up_sync(ALL_LANES, sum, offset);
+            sum += lane >= offset ? other : 0;
+        }
+        int above = sum - mine;
+        if (above < need && need <= sum) {
+            int bin = PICK_BINS - 1 - lane * (PICK_BINS / WARP);
+            for (; above + s.histogram[bin] < need; bin--)
+                above += s.histogram[bin];
+            s.digit = (unsigned)bin;
+            s.need = need - above;
+        }
+    }
+    __syncthreads();
+}
+
+// The key of the `need`-th best of `count` scores (1 <= need <= count); *ties is how
+// many scores with that very key belong to the best `need`.
+__device__ inline unsigned find_cut(pick_shared &s, const float *score, int count, int need,
+                                    int *ties)
+{
+    unsigned cut = 0, known = 0;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        for (int i = threadIdx.x; i < PICK_BINS; i += PICK_THREADS)
+            s.histogram[i] = 0;
+        __syncthreads();
+        for (int i = threadIdx.x; i < count; i += PICK_THREADS) {
+            const unsigned key = order_key(__ldcg(score + i));
+            if ((key & known) == cut)
+                atomicAdd(&s.histogram[key >> shift & (PICK_BINS - 1)], 1);
+        }
+        find_digit(s, need);
+        need = s.need;
+        cut |= s.digit << shift;
+        known |= 0xffu << shift;
+        __syncthreads();
+    }
+    *ties = need;
+    return cut;
+}
+
+__device__ inline void mark(unsigned *bitmap, int page)
+{
+    atomicOr(&bitmap[page / WARP], 1u << page % WARP);
+}
+
+// A key that at least `need` of the scores of which the threads hold the best ones reach:
+// the `need`-th best of the groups' best. Ties of groups: the lower one.
+__device__ inline unsigned bound_cut(pick_shared &s, unsigned best, int need)
+{
+    const int each = PICK_THREADS / PICK_GROUPS;
+    const int group = threadIdx.x / each, member = threadIdx.x % each;
+    if (need > PICK_GROUPS)
+        return 0;
+    for (int offset = 1; offset < each; offset *= 2)
+        best = max(best, __shfl_xor_sync(ALL_LANES, best, offset));
+    if (member == 0)
+        ((unsigned *)s.best)[group] = best;
+    __syncthreads();
+    int ahead = 0;
+#pragma unroll
+    for (int i = 0; i < PICK_GROUPS / 4 / each; i++) {
+        const int at = i * each + member;
+        const uint4 x = s.best[at];
+        ahead += x.x > best || (x.x == best && at * 4 < group);
+        ahead += x.y > best || (x.y == best && at * 4 + 1 < group);
+        ahead += x.z > best || (x.z == best && at * 4 + 2 < group);
+        ahead += x.w > best || (x.w == best && at * 4 + 3 < group);
+    }
+    for (int offset = 1; offset < each; offset *= 2)
+        ahead += __shfl_xor_sync(ALL_LANES, ahead, offset);
+    if (member == 0 && ahead == need - 1)
+        s.bound = best;
+    __syncthreads();
+    return s.bound;
+}
+
+// Gathers the pages of [1, 1 + count) that can be among the best `need`.
+__device__ inline void gather(pick_shared &s, const float *score, int count, int need)
+{
+    unsigned best = 0;
+#pragma unroll 8
+    for (int i = threadIdx.x; i < count; i += PICK_THREADS)
+        best = max(best, order_key(__ldcg(score + 1 + i)));
+    if (threadIdx.x == 0)
+        s.candidates = 0;
+    const unsigned bound = bound_cut(s, best, need);
+    __syncthreads();
+#pragma unroll 8
+    for (int i = threadIdx.x; i < count; i += PICK_THREADS) {
+        const unsigned key = order_key(__ldcg(score + 1 + i));
+        if (key < bound)
+            continue;
+        const int at = atomicAdd(&s.candidates, 1);
+        if (at < PICK_CANDIDATES) {
+            s.key[at] = key;
+            s.page[at] = 1 + i;
+        }
+    }
+    __syncthreads();
+}
+
+// Marks the candidates of which fewer than `need` are better; ties: the lower page.
+__device__ inline void mark_candidates(const pick_shared &s, int need, unsigned *bitmap)
+{
+    for (int i = threadIdx.x / WARP; i < s.candidates; i += PICK_THREADS / WARP) {
+        int ahead = 0;
+        for (int j = threadIdx.x % WARP; j < s.candidates; j += WARP)
+            ahead += s.key[j] > s.key[i] || (s.key[j] == s.key[i] && s.page[j] < s.page[i]);
+        ahead = warp_sum_int(ahead);
+        if (threadIdx.x % WARP == 0 && ahead < need)
+            mark(bitmap, s.page[i]);
+    }
+}
+
+// Marks the best `need` pages of [1, 1 + count), whatever the scores.
+__device__ inline void mark_by_radix(pick_shared &s, const float *score, int count, int need,
+                                     unsigned *bitmap)
+{
+    int ties;
+    const unsigned cut = find_cut(s, score + 1, count, need, &ties);
+    for (int base = 0; base < count; base += PICK_THREADS) {
+        const int i = base + (int)threadIdx.x;
+        const unsigned mine = i < count ? order_key(__ldcg(score + 1 + i)) : 0;
+        int found;
+        const int before = block_scan(i < count && mine == cut, s.scan, &found);
+        if (i < count && (mine > cut || (mine == cut && before < ties)))
+            mark(bitmap, 1 + i);
+        ties -= found;
+    }
+}
+
+// Bitmap, in shared memory, of the pages that a row takes of [0, pages), pages >= 1; all
+// threads take part. The first and the last page are among them.
+__device__ inline void mark_row(pick_shared &s, const float *score, int pages, int budget,
+                                unsigned *bitmap)
+{
+    const int inner = pages - 2, need = budget - (pages > 1 ? 2 : 1);
+    const bool all = budget >= pages;
+    for (int w = threadIdx.x; w < (pages + WARP - 1) / WARP; w += PICK_THREADS) {
+        const int in = min(pages - w * WARP, (int)WARP);
+        bitmap[w] = all ? 0xffffffffu >> (WARP - in) : w == 0 ? 1u : 0u;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0)
+        mark(bitmap, pages - 1);
+    if (!all && need > 0) {
+        gather(s, score, inner, need);
+        if (s.candidates <= PICK_CANDIDATES)
+            mark_candidates(s, need, bitmap);
+        else
+            mark_by_radix(s, score, inner, need, bitmap);
+    }
+    __syncthreads();
+}
+
+// Writes the marked pages in ascending order; returns their number to every thread.
+__device__ inline int write_list(pick_shared &s, const unsigned *bitmap, int pages, int *out)
+{
+    int count = 0;
+    const int words = (pages + WARP - 1) / WARP;
+    for (int base = 0; base < words; base += PICK_THREADS) {
+        const int w = base + (int)threadIdx.x;
+        unsigned word = w < words ? bitmap[w] : 0;
+        int found;
+        int at = count + block_scan(__popc(word), s.scan, &found);
+        for (; word; word &= word - 1)
+            out[at++] = w * WARP + __ffs(word) - 1;
+        count += found;
+    }
+    return count;
+}
+
+#endif
