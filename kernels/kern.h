@@ -207,6 +207,8 @@ enum { // kern_batch.seg_kind
     KERN_SEG_OPEN = 2,   // first step of a request's first block
     KERN_SEG_FIRST = 3,  // first step of a later block
     KERN_SEG_STEP = 4,   // a later step of a block
+    KERN_SEG_EARLY = 5,  // a later step that still reads as a first step does
+    KERN_SEG_REST = 6,   // a later step in which no row reads the prefix
     KERN_SEG_KINDS
 };
 
@@ -363,16 +365,18 @@ typedef enum kern_active_rule {
     KERN_ACTIVE_TOPK,      // the k tokens that changed most (LoSA)
     KERN_ACTIVE_NEW_TOPK,  // just committed, and the k most changed of the others
     KERN_ACTIVE_UNSETTLED, // masked or just committed
+    KERN_ACTIVE_SHARE,     // the fewest tokens that hold a share of the total change
 } kern_active_rule;
 
 // Fills act_rows and act_count. In dense segments, and in sparse segments whose
-// kind is not KERN_SEG_STEP, every row is active. Ties: the lower row.
-// page_count of dense segments becomes -1 in every list.
+// kind is not KERN_SEG_STEP, every row is active; in KERN_SEG_REST none. Ties: the lower
+// row. page_count of dense segments becomes -1 in every list.
 typedef struct kern_active_args {
     const kern_batch *batch;
     const kern_buf *delta; // f32 [rows]; not read by ALL and UNSETTLED
     kern_active_rule rule;
-    int k;
+    int k;       // of TOPK and NEW_TOPK
+    float share; // of SHARE, 0 .. 1
     kern_plan *plan;
 } kern_active_args;
 rt_status kern_active(kern_dev *dev, const kern_active_args *args);
@@ -451,14 +455,43 @@ typedef struct kern_page_mass_args {
 } kern_page_mass_args;
 rt_status kern_page_mass(kern_dev *dev, const kern_page_mass_args *args);
 
-// Keeps, for every segment with a seg_mass, the `top` pages of largest mass of its last
-// block's prefix, the first and the last page among them; ties: the lower page.
+// Importance of the keys of the prefix to a block as a whole (Sparse-dLLM, arXiv
+// 2508.02558): for every segment with a seg_mass, the product of a key with the mean query
+// of the denoised rows (kv_slot -1), summed over the heads of a list. Lists as in
+// kern_page_score; entries of absent lists and tokens become 0, so that the array can be
+// summed over ranks.
+typedef struct kern_key_score_args {
+    const kern_buf *q; // f32 [rows, stride], heads * head_dim columns
+    int stride;
+    kern_kv kv;
+    const kern_batch *batch;
+    int heads;
+    int score_lists, list0;
+    kern_buf *score; // f32 [mass_segs, score_lists, max_pages * page]
+} kern_key_score_args;
+rt_status kern_key_score(kern_dev *dev, const kern_key_score_args *args);
+
+// mass[n, l, g] = the largest score of the prefix's tokens from the one before page g to the
+// one after it: Sparse-dLLM's max-pooling over three tokens, and over the page. Pages beyond
+// the prefix get 0.
+typedef struct kern_key_peaks_args {
+    const kern_buf *score; // as kern_key_score left it, summed over ranks
+    const kern_batch *batch;
+    int lists;
+    kern_buf *mass; // f32 [mass_segs, lists, max_pages]
+} kern_key_peaks_args;
+rt_status kern_key_peaks(kern_dev *dev, const kern_key_peaks_args *args);
+
+// Keeps, for every segment with a seg_mass, the pages of largest mass of its last block's
+// prefix, the first and the last page among them; ties: the lower page. How many: `top`, or
+// of n pages int(share * n) + 1 where there is a share.
 typedef struct kern_mass_select_args {
     const kern_buf *mass; // summed over ranks
     const kern_batch *batch;
     int score_lists, list0;
     int top;
-    const kern_kept_lists *kept; // cap >= max(top, 2)
+    float share;                 // 0 .. 1; 0: none
+    const kern_kept_lists *kept; // cap >= max(top, 2), or max_pages with a share
 } kern_mass_select_args;
 rt_status kern_mass_select(kern_dev *dev, const kern_mass_select_args *args);
 

@@ -57,6 +57,8 @@ struct kern_timer {
     X(page_select, kern_page_select_args)                                                          \
     X(page_plan, kern_page_plan_args)                                                              \
     X(page_mass, kern_page_mass_args)                                                              \
+    X(key_score, kern_key_score_args)                                                              \
+    X(key_peaks, kern_key_peaks_args)                                                              \
     X(mass_select, kern_mass_select_args)                                                          \
     X(plan_count, kern_plan_count_args)                                                            \
     X(plan_checksum, kern_plan_checksum_args)                                                      \

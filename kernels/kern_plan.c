@@ -21,6 +21,13 @@ rt_status kern_locality(kern_dev *dev, const kern_locality_args *args)
     return dev->ops->locality(dev, args);
 }
 
+static rt_status check_share(const kern_check *check, const char *field, float share)
+{
+    if (share >= 0.0f && share <= 1.0f)
+        return RT_OK;
+    return RT_FAIL(RT_ERR_INVALID, "%s: %s is %g, must be 0 to 1", check->op, field, (double)share);
+}
+
 rt_status kern_active(kern_dev *dev, const kern_active_args *args)
 {
     KERN_TRY_ENTRY(dev, args);
@@ -29,12 +36,12 @@ rt_status kern_active(kern_dev *dev, const kern_active_args *args)
                             KERN_NEED_SEG_ROW0 | KERN_NEED_SEG_KIND | KERN_NEED_ROW_STATE));
     if (args->batch->rows == 0)
         return RT_OK;
-    RT_TRY(kern_check_int(&check, "rule", (int)args->rule, KERN_ACTIVE_ALL, KERN_ACTIVE_UNSETTLED));
+    RT_TRY(kern_check_int(&check, "rule", (int)args->rule, KERN_ACTIVE_ALL, KERN_ACTIVE_SHARE));
     RT_TRY(kern_check_plan(&check, args->batch, args->plan));
-    if (args->rule == KERN_ACTIVE_TOPK || args->rule == KERN_ACTIVE_NEW_TOPK) {
-        KERN_TRY_INT(&check, args, k, 0, INT_MAX);
+    KERN_TRY_INT(&check, args, k, 0, INT_MAX);
+    RT_TRY(check_share(&check, "share", args->share));
+    if (args->rule != KERN_ACTIVE_ALL && args->rule != KERN_ACTIVE_UNSETTLED)
         KERN_TRY_BUF(&check, args, delta, KERN_F32, (size_t)args->batch->rows);
-    }
     return dev->ops->active(dev, args);
 }
 
@@ -156,6 +163,43 @@ rt_status kern_page_mass(kern_dev *dev, const kern_page_mass_args *args)
     return dev->ops->page_mass(dev, args);
 }
 
+rt_status kern_key_score(kern_dev *dev, const kern_key_score_args *args)
+{
+    KERN_TRY_ENTRY(dev, args);
+    const kern_check check = {"kern_key_score", dev};
+    const kern_batch *batch = args->batch;
+    RT_TRY(kern_check_batch(&check, batch,
+                            KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_KV_SLOT |
+                                KERN_NEED_SEG_MASS | KERN_NEED_PAGE_TABLE));
+    if (batch->rows == 0 || batch->mass_segs == 0)
+        return RT_OK;
+    RT_TRY(kern_check_kv(&check, &args->kv, batch));
+    RT_TRY(kern_check_query(&check, args->q, batch->rows, args->stride, args->heads, &args->kv));
+    KERN_TRY_INT(&check, args, score_lists, 1, INT_MAX);
+    const int local = args->score_lists == 1 ? 1 : args->kv.kv_heads;
+    KERN_TRY_INT(&check, args, list0, 0, args->score_lists - local);
+    KERN_TRY_BUF(&check, args, score, KERN_F32, (size_t)batch->mass_segs, (size_t)args->score_lists,
+                 (size_t)batch->max_pages, (size_t)batch->page);
+    return dev->ops->key_score(dev, args);
+}
+
+rt_status kern_key_peaks(kern_dev *dev, const kern_key_peaks_args *args)
+{
+    KERN_TRY_ENTRY(dev, args);
+    const kern_check check = {"kern_key_peaks", dev};
+    const kern_batch *batch = args->batch;
+    RT_TRY(
+        kern_check_batch(&check, batch, KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_SEG_MASS));
+    if (batch->rows == 0 || batch->mass_segs == 0)
+        return RT_OK;
+    KERN_TRY_INT(&check, args, lists, 1, INT_MAX);
+    const size_t segs = (size_t)batch->mass_segs, pages = (size_t)batch->max_pages;
+    KERN_TRY_BUF(&check, args, score, KERN_F32, segs, (size_t)args->lists, pages,
+                 (size_t)batch->page);
+    KERN_TRY_BUF(&check, args, mass, KERN_F32, segs, (size_t)args->lists, pages);
+    return dev->ops->key_peaks(dev, args);
+}
+
 rt_status kern_mass_select(kern_dev *dev, const kern_mass_select_args *args)
 {
     KERN_TRY_ENTRY(dev, args);
@@ -170,8 +214,10 @@ rt_status kern_mass_select(kern_dev *dev, const kern_mass_select_args *args)
         return RT_FAIL(RT_ERR_INVALID, "kern_mass_select: kept is NULL");
     RT_TRY(check_kept(&check, args->kept));
     KERN_TRY_INT(&check, args, top, 1, INT_MAX);
+    RT_TRY(check_share(&check, "share", args->share));
     // Lists hold what a row may take, or all the pages there are.
-    const int most = args->top < batch->max_pages ? args->top : batch->max_pages;
+    const bool all = args->share > 0.0f || args->top > batch->max_pages;
+    const int most = all ? batch->max_pages : args->top;
     RT_TRY(kern_check_int(&check, "kept.cap", args->kept->cap, most > 2 ? most : 2, INT_MAX));
     KERN_TRY_INT(&check, args, score_lists, 1, INT_MAX);
     KERN_TRY_INT(&check, args, list0, 0, args->score_lists - args->kept->lists);

@@ -6,10 +6,10 @@ const char *app_policy_choice(size_t i)
     return i < losa_policy_count() ? losa_policy_at(i)->name : NULL;
 }
 
-const char *app_first_choice(size_t i)
+const char *app_first_choice(size_t i) // in the order of losa_first
 {
-    static const char *const names[] = {"dense", "sparse"};
-    return i < 2 ? names[i] : NULL;
+    static const char *const names[] = {"dense", "sparse", "all-sparse"};
+    return i < 3 ? names[i] : NULL;
 }
 
 const char *app_scope_choice(size_t i) // in the order of losa_scope
@@ -32,7 +32,6 @@ rt_status app_parse_rule(const char *text, void *config)
 void app_attention_defaults(app_attention *args)
 {
     args->config = losa_config_default();
-    args->first = args->config.first_sparse;
     args->no_commit_scan = !args->config.commit_scan;
     for (size_t i = 0; i < losa_policy_count(); i++)
         if (losa_policy_at(i) == args->config.policy)
@@ -42,7 +41,6 @@ void app_attention_defaults(app_attention *args)
 rt_status app_attention_check(app_attention *args)
 {
     args->config.policy = losa_policy_at((size_t)args->policy);
-    args->config.first_sparse = args->first == 1;
     args->config.commit_scan = !args->no_commit_scan;
     return losa_config_check(&args->config);
 }

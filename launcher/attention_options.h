@@ -12,7 +12,6 @@
 typedef struct app_attention {
     losa_config config;
     int policy; // index in the policy table
-    int first;  // index in first_choice
     bool no_commit_scan;
 } app_attention;
 
@@ -38,12 +37,15 @@ rt_status app_attention_check(app_attention *args);
      NULL, NULL, NULL},                                                                            \
     {"active", 0, APP_PARSE, APP_ATTENTION_AT(A, M, config), 0, 0, "RULE", "unsettled",            \
      "losa, losa-mass, losa-mix: rows that read the prefix in later steps: all, topk:K, new+K, "   \
-     "unsettled",                                                                                  \
+     "unsettled, mass:P",                                                                          \
      NULL, NULL, app_parse_rule},                                                                  \
-    {"first", 0, APP_CHOICE, APP_ATTENTION_AT(A, M, first), 0, 0, "HOW", NULL,                     \
-     "after a request's first block, first steps and commits read everything, or what a scan "     \
-     "finds; quest always scans",                                                                  \
+    {"first", 0, APP_CHOICE, APP_ATTENTION_AT(A, M, config.first), 0, 0, "HOW", NULL,              \
+     "first steps and commits read everything, or what a scan finds: sparse in all blocks but a "  \
+     "request's first, all-sparse there too; quest always scans",                                  \
      NULL, app_first_choice, NULL},                                                                \
+    {"first-budget", 0, APP_INT, APP_ATTENTION_AT(A, M, config.first_budget), 0, INT_MAX, "N",     \
+     "the budget", "prefix tokens that a row may take in a first step that scans", NULL, NULL,     \
+     NULL},                                                                                        \
     {"no-commit-scan", 0, APP_FLAG, APP_ATTENTION_AT(A, M, no_commit_scan), 0, 0, NULL, NULL,      \
      "with --first sparse: losa-mass, losa-mix and mage commit a block by its list alone",         \
      NULL, NULL, NULL},                                                                            \
@@ -53,6 +55,13 @@ rt_status app_attention_check(app_attention *args);
      "one page list for all heads, or one per KV head", NULL, app_scope_choice, NULL},             \
     {"locality", 0, APP_CHOICE, APP_ATTENTION_AT(A, M, config.locality), 0, 0, "KIND", NULL,       \
      "what topk and new+K measure the change of a row by", NULL, app_locality_choice, NULL},       \
+    {"keep", 0, APP_REAL, APP_ATTENTION_AT(A, M, config.keep), 0, 1, "X", "by the budget",         \
+     "share of the prefix that a list kept for a block takes: Sparse-dLLM 0.5, SparseD 0.3", NULL, \
+     NULL, NULL},                                                                                  \
+    {"skip", 0, APP_REAL, APP_ATTENTION_AT(A, M, config.skip), 0, 1, "X", NULL,                    \
+     "sparsed: share of a block's steps that are dense", NULL, NULL, NULL},                        \
+    {"refresh", 0, APP_INT, APP_ATTENTION_AT(A, M, config.refresh), 0, 4096, "N", NULL,            \
+     "flashblock: unmasked tokens after which the prefix is read again", NULL, NULL, NULL},        \
     {"dense-layers", 0, APP_INT, APP_ATTENTION_AT(A, M, config.dense_layers), 0, 1024, "N", NULL,  \
      "first layers that always read everything", NULL, NULL, NULL},                                \
     {"check-plans", 0, APP_FLAG, APP_ATTENTION_AT(A, M, config.check_plans), 0, 0, NULL, NULL,     \

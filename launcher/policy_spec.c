@@ -115,11 +115,13 @@ static rt_status describe(const losa_config *c, bool budget, rt_str *out)
     if (budget)
         RT_TRY(rt_str_printf(out, " budget=%d", c->budget));
     return rt_str_printf(out,
-                         " scan-budget=%d active=%s first=%s commit-scan=%s page-size=%d "
-                         "plan-scope=%s locality=%s dense-layers=%d",
-                         c->scan_budget, rule, app_first_choice(c->first_sparse),
+                         " scan-budget=%d active=%s first=%s first-budget=%d commit-scan=%s "
+                         "page-size=%d plan-scope=%s locality=%s dense-layers=%d "
+                         "keep=%g skip=%g refresh=%d",
+                         c->scan_budget, rule, app_first_choice(c->first), c->first_budget,
                          c->commit_scan ? "yes" : "no", c->page, app_scope_choice(c->scope),
-                         app_locality_choice(c->locality), c->dense_layers);
+                         app_locality_choice(c->locality), c->dense_layers, c->keep, c->skip,
+                         c->refresh);
 }
 
 rt_status app_policy_describe(const losa_config *config, rt_str *out)

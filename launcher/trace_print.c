@@ -8,7 +8,7 @@
 static const char *kind_name(uint32_t kind) // KERN_SEG_*
 {
     static const char *const names[PB_SEGMENT_KINDS] = {"prefill", "commit", "open", "first",
-                                                        "step"};
+                                                        "step",    "early",  "rest"};
     return names[kind];
 }
 

@@ -87,8 +87,8 @@ static rt_status choose_pages(losa_state *s, const losa_layer_args *args, const 
     return losa_mark(s, LOSA_STAGE_SELECT);
 }
 
-// Keeps the pages that the first step of a block looked at most for its later steps.
-static rt_status keep_pages(losa_state *s, int layer, const kern_batch *batch)
+// How much attention fell on every page.
+static rt_status measure_mass(losa_state *s, const kern_batch *batch)
 {
     const kern_page_mass_args mass = {
         .page_lse = s->page_lse,
@@ -100,21 +100,55 @@ static rt_status keep_pages(losa_state *s, int layer, const kern_batch *batch)
         .list0 = s->list0,
         .mass = s->mass,
     };
-    RT_TRY(kern_page_mass(s->group.dev, &mass));
+    return kern_page_mass(s->group.dev, &mass);
+}
+
+static rt_status sum_scores(losa_state *s, kern_buf *scores, const kern_batch *batch, int width)
+{
+    if (!s->exchange_scores)
+        return RT_OK;
+    const size_t lists = (size_t)batch->mass_segs * (size_t)s->score_lists;
+    RT_TRY(comm_allreduce(s->group.comm, COMM_SCORES, scores,
+                          lists * (size_t)batch->max_pages * (size_t)width, COMM_SUM));
+    return losa_mark(s, LOSA_STAGE_EXCHANGE);
+}
+
+// How near the keys of every page come to the block's mean query. Scores of keys are summed
+// over the ranks before their peaks are taken.
+static rt_status measure_keys(losa_state *s, const losa_layer_args *args, const kern_batch *batch)
+{
+    const kern_key_score_args score = {
+        .q = args->qkv,
+        .stride = (s->heads + 2 * s->kv_heads) * s->limits.head_dim,
+        .kv = args->kv,
+        .batch = batch,
+        .heads = s->heads,
+        .score_lists = s->score_lists,
+        .list0 = s->list0,
+        .score = s->keys,
+    };
+    RT_TRY(kern_key_score(s->group.dev, &score));
+    RT_TRY(sum_scores(s, s->keys, batch, batch->page));
+    const kern_key_peaks_args peaks = {
+        .score = s->keys, .batch = batch, .lists = s->score_lists, .mass = s->mass};
+    return kern_key_peaks(s->group.dev, &peaks);
+}
+
+// Keeps the pages that matter most to this step of a block for its later steps.
+static rt_status keep_pages(losa_state *s, const losa_layer_args *args, const kern_batch *batch)
+{
+    RT_TRY(s->by_keys ? measure_keys(s, args, batch) : measure_mass(s, batch));
     RT_TRY(losa_mark(s, LOSA_STAGE_MASS));
-    if (s->exchange_scores) {
-        const size_t count =
-            (size_t)batch->mass_segs * (size_t)s->score_lists * (size_t)batch->max_pages;
-        RT_TRY(comm_allreduce(s->group.comm, COMM_SCORES, s->mass, count, COMM_SUM));
-        RT_TRY(losa_mark(s, LOSA_STAGE_EXCHANGE));
-    }
+    if (!s->by_keys)
+        RT_TRY(sum_scores(s, s->mass, batch, 1));
     const kern_mass_select_args select = {
         .mass = s->mass,
         .batch = batch,
         .score_lists = s->score_lists,
         .list0 = s->list0,
         .top = losa_pages_of(&s->config, s->config.budget),
-        .kept = &s->layers[layer].kept,
+        .share = (float)s->config.keep,
+        .kept = &s->layers[args->layer].kept,
     };
     RT_TRY(kern_mass_select(s->group.dev, &select));
     return losa_mark(s, LOSA_STAGE_MASS);
@@ -179,6 +213,7 @@ static rt_status choose_readers(losa_state *s, const losa_layer_args *args, cons
         .delta = s->delta,
         .rule = losa_effective_rule(&s->config),
         .k = s->config.active_k,
+        .share = (float)s->config.active_share,
         .plan = &s->plan,
     };
     RT_TRY(kern_active(s->group.dev, &active));
@@ -222,12 +257,12 @@ rt_status losa_layer(losa_state *s, const losa_layer_args *args)
         .scale = scale,
         .o = s->o,
         .lse = s->lse,
-        .page_lse = batch.mass_segs > 0 ? s->page_lse : NULL,
+        .page_lse = batch.mass_segs > 0 ? s->page_lse : NULL, // NULL by keys too
     };
     RT_TRY(kern_attn_prefix(s->group.dev, &prefix));
     RT_TRY(losa_mark(s, LOSA_STAGE_PREFIX));
     if (batch.mass_segs > 0)
-        RT_TRY(keep_pages(s, args->layer, &batch));
+        RT_TRY(keep_pages(s, args, &batch));
     const kern_attn_merge_args merge = {
         .qkv = args->qkv,
         .batch = &batch,

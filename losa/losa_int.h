@@ -32,6 +32,7 @@ struct losa_state {
     bool needs_delta; // the active rule looks at the change of the tokens
     losa_reading reading[KERN_SEG_KINDS];
     bool scans, measures; // some kind does
+    bool by_keys;         // what is measured are keys, not attention
     int prev_cols;
     long long forward; // number of losa_begin, for messages
     int planned_segs;  // sparse segments for which the plan's active rows hold; -1: none
@@ -40,6 +41,7 @@ struct losa_state {
     kern_buf *delta;    // f32 [rows]
     kern_buf *score;    // f32 [segs, score_lists, act_cap, max_pages]
     kern_buf *page_lse; // f32 [sessions, block, heads, max_pages]
+    kern_buf *keys;     // f32 [sessions, score_lists, max_pages * page]
     kern_buf *mass;     // f32 [sessions, score_lists, max_pages]
     kern_buf *o, *lse;  // f32 [rows, heads, head_dim], [rows, heads]
     kern_buf *counts;   // i64 [segs, KERN_COUNT_N]

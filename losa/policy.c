@@ -7,19 +7,26 @@
 #include <string.h>
 
 static const losa_policy policies[] = {
-    {"dense", "every token reads the whole prefix", LOSA_READ_ALL, LOSA_PAGES_ALL, false},
+    {"dense", "every token reads the whole prefix", LOSA_READ_ALL, LOSA_PAGES_ALL, LOSA_STEPS_PLAIN,
+     false},
     {"quest", "every token reads the union of the QUEST lists, first steps too", LOSA_READ_ALL,
-     LOSA_PAGES_SCAN, true},
+     LOSA_PAGES_SCAN, LOSA_STEPS_PLAIN, true},
     {"quest-init", "dense first step, then every token reads the union of the QUEST lists",
-     LOSA_READ_ALL, LOSA_PAGES_SCAN, false},
+     LOSA_READ_ALL, LOSA_PAGES_SCAN, LOSA_STEPS_PLAIN, false},
     {"losa", "dense first step, then active tokens read their QUEST lists, the others reuse",
-     LOSA_READ_ACTIVE, LOSA_PAGES_SCAN, false},
+     LOSA_READ_ACTIVE, LOSA_PAGES_SCAN, LOSA_STEPS_PLAIN, false},
     {"losa-mass", "dense first step, then active tokens read the pages it looked at most",
-     LOSA_READ_ACTIVE, LOSA_PAGES_MASS, false},
+     LOSA_READ_ACTIVE, LOSA_PAGES_MASS, LOSA_STEPS_PLAIN, false},
     {"losa-mix", "as losa-mass, and a small QUEST scan by the active tokens", LOSA_READ_ACTIVE,
-     LOSA_PAGES_MIX, false},
+     LOSA_PAGES_MIX, LOSA_STEPS_PLAIN, false},
     {"mage", "dense first step, then every token reads the pages it looked at most", LOSA_READ_ALL,
-     LOSA_PAGES_MASS, false},
+     LOSA_PAGES_MASS, LOSA_STEPS_PLAIN, false},
+    {"sparsed", "dense first steps, then every token reads the pages the last looked at most",
+     LOSA_READ_ALL, LOSA_PAGES_MASS, LOSA_STEPS_SKIP, false},
+    {"sparse-dllm", "two dense steps, then every token reads the pages nearest to its mean query",
+     LOSA_READ_ALL, LOSA_PAGES_KEYS, LOSA_STEPS_DELAY, false},
+    {"flashblock", "every token reads the whole prefix, or all reuse where few were unmasked",
+     LOSA_READ_ALL, LOSA_PAGES_ALL, LOSA_STEPS_REFRESH, false},
 };
 
 size_t losa_policy_count(void)
@@ -48,10 +55,10 @@ losa_config losa_config_default(void)
         .scan_budget = 64,
         .page = 16,
         .rule = KERN_ACTIVE_UNSETTLED,
-        .active_k = 0,
-        .first_sparse = false,
+        .first = LOSA_FIRST_DENSE,
         .commit_scan = true,
-        .dense_layers = 0,
+        .skip = 0.2,
+        .refresh = 2,
         .scope = LOSA_SCOPE_SHARED,
         .locality = LOSA_LOCALITY_QUERY,
         .check_plans = false,
@@ -66,38 +73,70 @@ int losa_pages_of(const losa_config *config, int tokens)
 static bool is_sparse(const losa_config *config, int seg_kind)
 {
     const losa_policy *policy = config->policy;
+    if (seg_kind == KERN_SEG_REST)
+        return policy->schedule == LOSA_STEPS_REFRESH;
+    if (policy->pages == LOSA_PAGES_ALL)
+        return false;
     switch (seg_kind) {
     case KERN_SEG_OPEN:
-        return policy->sparse_open;
+        return policy->sparse_open || config->first == LOSA_FIRST_ALL;
     case KERN_SEG_FIRST:
     case KERN_SEG_COMMIT: // a committed row reads what the next block's first step reads
-        return policy->sparse_open || config->first_sparse;
-    case KERN_SEG_STEP:
-        return true;
+        return policy->sparse_open || config->first != LOSA_FIRST_DENSE;
     default:
-        return false;
+        return seg_kind == KERN_SEG_STEP;
     }
+}
+
+static bool keeps_lists(const losa_config *config)
+{
+    return config->policy->pages >= LOSA_PAGES_MASS;
 }
 
 losa_reading losa_reading_of(const losa_config *config, int seg_kind)
 {
-    const losa_pages pages = config->policy->pages;
-    losa_reading r = {.sparse = pages != LOSA_PAGES_ALL && is_sparse(config, seg_kind)};
     const bool first = seg_kind == KERN_SEG_OPEN || seg_kind == KERN_SEG_FIRST;
-    const bool by_mass = pages == LOSA_PAGES_MASS || pages == LOSA_PAGES_MIX;
-    r.measures = by_mass && first;
-    if (!r.sparse)
+    losa_reading r = {.sparse = is_sparse(config, seg_kind)};
+    r.measures = keeps_lists(config) && (first || seg_kind == KERN_SEG_EARLY);
+    if (!r.sparse || seg_kind == KERN_SEG_REST)
         return r;
     // A first step has no list yet: it scans with the whole budget.
-    r.choice.kept = by_mass && !first;
+    r.choice.kept = keeps_lists(config) && !first;
     const bool small_scan =
-        seg_kind == KERN_SEG_COMMIT ? config->commit_scan : pages == LOSA_PAGES_MIX;
-    if (!r.choice.kept)
+        seg_kind == KERN_SEG_COMMIT ? config->commit_scan : config->policy->pages == LOSA_PAGES_MIX;
+    if (first && config->first_budget > 0)
+        r.choice.top = losa_pages_of(config, config->first_budget);
+    else if (!r.choice.kept)
         r.choice.top = losa_pages_of(config, config->budget);
     else if (small_scan)
         r.choice.top = losa_pages_of(config, config->scan_budget);
-    r.choice.budget = r.choice.top + (r.choice.kept ? losa_pages_of(config, config->budget) : 0);
+    r.choice.budget = r.choice.top;
+    if (r.choice.kept)
+        r.choice.budget =
+            config->keep > 0 ? INT_MAX : r.choice.top + losa_pages_of(config, config->budget);
     return r;
+}
+
+int losa_step_kind(const losa_config *config, const losa_block *block)
+{
+    switch (config->policy->schedule) {
+    case LOSA_STEPS_PLAIN:
+        break;
+    case LOSA_STEPS_SKIP:
+        return block->step <= (int)(block->steps * config->skip) ? KERN_SEG_EARLY : KERN_SEG_STEP;
+    case LOSA_STEPS_DELAY:
+        return block->step < 2 ? KERN_SEG_EARLY : KERN_SEG_STEP;
+    case LOSA_STEPS_REFRESH:
+        return block->unread < config->refresh ? KERN_SEG_REST : KERN_SEG_STEP;
+    }
+    return KERN_SEG_STEP;
+}
+
+static rt_status check_share(const char *name, double value)
+{
+    if (value >= 0 && value <= 1)
+        return RT_OK;
+    return RT_FAIL(RT_ERR_INVALID, "%s %g: must be 0 to 1", name, value);
 }
 
 rt_status losa_config_check(const losa_config *config)
@@ -110,15 +149,24 @@ rt_status losa_config_check(const losa_config *config)
                        config->page, PAGE_MIN, PAGE_MAX);
     if (config->budget < 1 || config->budget > INT_MAX - PAGE_MAX)
         return RT_FAIL(RT_ERR_INVALID, "budget %d: must be at least 1 token", config->budget);
+    if (config->first_budget < 0 || config->first_budget > INT_MAX - PAGE_MAX)
+        return RT_FAIL(RT_ERR_INVALID, "first budget %d: must not be negative",
+                       config->first_budget);
     if (config->scan_budget < 1 || config->scan_budget > INT_MAX - PAGE_MAX)
         return RT_FAIL(RT_ERR_INVALID, "scan budget %d: must be at least 1 token",
                        config->scan_budget);
     const bool counted = config->rule == KERN_ACTIVE_TOPK || config->rule == KERN_ACTIVE_NEW_TOPK;
     if (counted && config->active_k < (config->rule == KERN_ACTIVE_TOPK ? 1 : 0))
         return RT_FAIL(RT_ERR_INVALID, "active rule: %d tokens are too few", config->active_k);
+    if (config->rule == KERN_ACTIVE_SHARE)
+        RT_TRY(check_share("active share", config->active_share));
+    RT_TRY(check_share("keep", config->keep));
+    RT_TRY(check_share("skip", config->skip));
     if (config->dense_layers < 0)
         return RT_FAIL(RT_ERR_INVALID, "dense layers %d: must not be negative",
                        config->dense_layers);
+    if (config->refresh < 0)
+        return RT_FAIL(RT_ERR_INVALID, "refresh %d: must not be negative", config->refresh);
     return RT_OK;
 }
 
@@ -133,9 +181,17 @@ static bool parse_count(const char *text, int min, int *out)
     return true;
 }
 
+static bool parse_share(const char *text, double *out)
+{
+    char *end;
+    *out = strtod(text, &end);
+    return end != text && !*end && *out > 0 && *out <= 1;
+}
+
 rt_status losa_config_parse_rule(const char *text, losa_config *config)
 {
     int k = 0;
+    double share = 0;
     kern_active_rule rule;
     if (strcmp(text, "all") == 0)
         rule = KERN_ACTIVE_ALL;
@@ -145,11 +201,14 @@ rt_status losa_config_parse_rule(const char *text, losa_config *config)
         rule = KERN_ACTIVE_TOPK;
     else if (strncmp(text, "new+", 4) == 0 && parse_count(text + 4, 0, &k))
         rule = KERN_ACTIVE_NEW_TOPK;
+    else if (strncmp(text, "mass:", 5) == 0 && parse_share(text + 5, &share))
+        rule = KERN_ACTIVE_SHARE;
     else
-        return RT_FAIL(RT_ERR_INVALID, "active rule '%s': not one of all, topk:K, new+K, unsettled",
-                       text);
+        return RT_FAIL(RT_ERR_INVALID,
+                       "active rule '%s': not one of all, topk:K, new+K, unsettled, mass:P", text);
     config->rule = rule;
     config->active_k = k;
+    config->active_share = share;
     return RT_OK;
 }
 
@@ -167,6 +226,9 @@ void losa_config_rule_text(const losa_config *config, char *out, size_t size)
         break;
     case KERN_ACTIVE_NEW_TOPK:
         snprintf(out, size, "new+%d", config->active_k);
+        break;
+    case KERN_ACTIVE_SHARE:
+        snprintf(out, size, "mass:%g", config->active_share);
         break;
     }
 }

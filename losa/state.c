@@ -5,7 +5,8 @@
 
 static bool reuses(const losa_config *config)
 {
-    return config->policy->readers == LOSA_READ_ACTIVE;
+    return config->policy->readers == LOSA_READ_ACTIVE ||
+           config->policy->schedule == LOSA_STEPS_REFRESH;
 }
 
 bool losa_uses_cache(const losa_config *config)
@@ -21,7 +22,7 @@ int losa_kind_order(const losa_config *config, int seg_kind)
 
 kern_active_rule losa_effective_rule(const losa_config *config)
 {
-    return reuses(config) ? config->rule : KERN_ACTIVE_ALL;
+    return config->policy->readers == LOSA_READ_ACTIVE ? config->rule : KERN_ACTIVE_ALL;
 }
 
 static rt_status new_f32(const losa_state *s, size_t count, const char *what, kern_buf **out)
@@ -36,8 +37,8 @@ static rt_status new_i32(const losa_state *s, size_t count, const char *what, ke
 
 static rt_status open_kept(losa_state *s, kern_kept_lists *kept)
 {
-    const int top = losa_pages_of(&s->config, s->config.budget);
-    const int cap = top < s->limits.max_pages ? top : s->limits.max_pages;
+    const int top = losa_pages_of(&s->config, s->config.budget), most = s->limits.max_pages;
+    const int cap = s->config.keep > 0 || top > most ? most : top;
     kept->lists = s->plan.lists;
     kept->cap = cap < 2 ? 2 : cap; // the first and the last page
     const size_t lists = (size_t)s->limits.sessions * (size_t)kept->lists;
@@ -79,9 +80,13 @@ static rt_status open_plan(losa_state *s)
     if (!s->measures)
         return RT_OK;
     const size_t sessions = (size_t)s->limits.sessions;
-    RT_TRY(new_f32(s, sessions * (size_t)s->limits.block * (size_t)s->heads * pages, "page sums",
-                   &s->page_lse));
-    return new_f32(s, sessions * (size_t)s->score_lists * pages, "page mass", &s->mass);
+    const size_t all = sessions * (size_t)s->score_lists * pages;
+    if (s->by_keys)
+        RT_TRY(new_f32(s, all * (size_t)s->config.page, "key scores", &s->keys));
+    else
+        RT_TRY(new_f32(s, sessions * (size_t)s->limits.block * (size_t)s->heads * pages,
+                       "page sums", &s->page_lse));
+    return new_f32(s, all, "page mass", &s->mass);
 }
 
 static rt_status open_buffers(losa_state *s)
@@ -119,14 +124,15 @@ static void choose_lists(losa_state *s, const par_plan *plan)
 static void choose_readings(losa_state *s)
 {
     const kern_active_rule rule = losa_effective_rule(&s->config);
-    s->needs_delta = rule == KERN_ACTIVE_TOPK || rule == KERN_ACTIVE_NEW_TOPK;
+    s->needs_delta = rule != KERN_ACTIVE_ALL && rule != KERN_ACTIVE_UNSETTLED;
+    s->by_keys = s->config.policy->pages == LOSA_PAGES_KEYS;
     bool all_rows = rule != KERN_ACTIVE_TOPK;
     for (int kind = 0; kind < KERN_SEG_KINDS; kind++) {
         const losa_reading r = losa_reading_of(&s->config, kind);
         s->reading[kind] = r;
         s->scans |= r.choice.top > 0;
         s->measures |= r.measures;
-        all_rows |= r.sparse && kind != KERN_SEG_STEP;
+        all_rows |= r.sparse && kind != KERN_SEG_STEP && kind != KERN_SEG_REST;
     }
     s->plan.act_cap = s->limits.block;
     if (!all_rows && s->config.active_k < s->limits.block)
@@ -172,7 +178,8 @@ void losa_close(losa_state *s)
     kern_buf *const owned[] = {
         s->plan.act_rows, s->plan.act_count, s->plan.pages, s->plan.page_count,
         s->delta,         s->score,          s->o,          s->lse,
-        s->counts,        s->checksum,       s->page_lse,   s->mass};
+        s->counts,        s->checksum,       s->page_lse,   s->mass,
+        s->keys};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++)
         kern_buf_free(owned[i]);
     rt_free(s->copy.act_rows);

@@ -124,21 +124,35 @@ rt_status kern_cpu_locality(kern_dev *dev, const kern_locality_args *args)
 
 // ---- active set ------------------------------------------------------------------
 
-// True if fewer than k of the candidate rows [first, end) changed more than `row`
-// (ties: the lower row leads). Rows with an `excluded` bit in their state are no
-// candidates. Segments of one block: comparing all pairs is the short way.
+// Segments are one block: comparing all pairs is the short way. Ties: the lower row leads.
+static bool changed_more(const float *delta, int other, int row)
+{
+    return delta[other] > delta[row] || (delta[other] == delta[row] && other < row);
+}
+
+// True if fewer than k of the candidate rows [first, end) changed more than `row`. Rows
+// with an `excluded` bit in their state are no candidates.
 static bool among_most_changed(const kern_active_args *args, int row, int first, int end,
                                int excluded)
 {
     const float *delta = kern_cf32(args->delta);
     const int32_t *state = kern_ci32(args->batch->row_state);
     int ahead = 0;
-    for (int other = first; other < end; other++) {
-        if (state[other] & excluded)
-            continue;
-        ahead += delta[other] > delta[row] || (delta[other] == delta[row] && other < row);
-    }
+    for (int other = first; other < end; other++)
+        ahead += !(state[other] & excluded) && changed_more(delta, other, row);
     return ahead < args->k;
+}
+
+// True if the rows that changed more than `row` hold less than the share of all change.
+static bool within_share(const kern_active_args *args, int row, int first, int end)
+{
+    const float *delta = kern_cf32(args->delta);
+    float ahead = 0.0f, all = 0.0f;
+    for (int other = first; other < end; other++) {
+        all += delta[other];
+        ahead += changed_more(delta, other, row) ? delta[other] : 0.0f;
+    }
+    return ahead < args->share * all;
 }
 
 static bool is_active(const kern_active_args *args, int row, int first, int end)
@@ -153,6 +167,8 @@ static bool is_active(const kern_active_args *args, int row, int first, int end)
         return (state & KERN_ROW_NEW) || among_most_changed(args, row, first, end, KERN_ROW_NEW);
     case KERN_ACTIVE_UNSETTLED:
         return (state & (KERN_ROW_MASKED | KERN_ROW_NEW)) != 0;
+    case KERN_ACTIVE_SHARE:
+        return within_share(args, row, first, end);
     }
     return true;
 }
@@ -165,10 +181,11 @@ rt_status kern_cpu_active(kern_dev *dev, const kern_active_args *args)
     const int32_t *seg_row0 = kern_ci32(batch->seg_row0);
     for (int seg = 0; seg < batch->segs; seg++) {
         const bool sparse = seg < batch->sparse_segs;
-        const bool all = !sparse || kern_ci32(batch->seg_kind)[seg] != KERN_SEG_STEP;
+        const int kind = kern_ci32(batch->seg_kind)[seg];
+        const bool all = !sparse || kind != KERN_SEG_STEP, none = sparse && kind == KERN_SEG_REST;
         const int first = seg_row0[seg], end = seg_row0[seg + 1];
         int count = 0;
-        for (int row = first; row < end; row++)
+        for (int row = first; row < end && !none; row++)
             if (all || is_active(args, row, first, end))
                 kern_i32(plan->act_rows)[first + count++] = row;
         kern_i32(plan->act_count)[seg] = count;

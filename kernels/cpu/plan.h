@@ -67,6 +67,12 @@ static inline int plan_budget(int top, int pages)
     return top < least ? least : top < pages ? top : pages;
 }
 
+// Pages that a share of a prefix of `pages` pages takes; 0 without one.
+static inline int plan_share(float share, int pages)
+{
+    return share > 0.0f ? (int)(share * (float)pages) + 1 : 0;
+}
+
 // Every row that the plan names lies in its segment, in ascending order.
 rt_status plan_check_rows(const char *op, const kern_batch *batch, const kern_plan *plan);
 

@@ -234,7 +234,8 @@ static void keep_list(void *ctx, size_t item, int thread)
         kern_cf32(args->mass) +
         ((size_t)number * (size_t)args->score_lists + (size_t)(args->list0 + list)) * width;
     unsigned char *marked = (unsigned char *)kern_cpu_scratch(run->dev, thread, (width + 3) / 4);
-    const int budget = plan_budget(args->top, pages);
+    const int share = plan_share(args->share, pages);
+    const int budget = plan_budget(share > 0 ? share : args->top, pages);
     memset(marked, budget == pages, (size_t)pages);
     if (budget < pages)
         mark_row(mass, pages, budget, marked);

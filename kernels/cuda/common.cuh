@@ -237,4 +237,10 @@ __device__ inline int plan_budget(int top, int pages)
     return top < least ? least : min(top, pages);
 }
 
+// Pages that a share of a prefix of `pages` pages takes; 0 without one.
+__device__ inline int plan_share(float share, int pages)
+{
+    return share > 0.0f ? (int)(share * (float)pages) + 1 : 0;
+}
+
 #endif

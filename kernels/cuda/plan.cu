@@ -35,19 +35,35 @@ extern "C" int kern_cuda_launch_locality(const kern_cuda_ctx *ctx, const kern_lo
 struct active_view {
     const float *delta;
     int rule, k;
+    float share;
+
+    __device__ bool changed_more(int other, int row) const // ties: the lower row leads
+    {
+        return delta[other] > delta[row] || (delta[other] == delta[row] && other < row);
+    }
 };
 
-// True if fewer than k of the candidate rows changed more than `row`; ties: the lower
-// row leads. Rows with an `excluded` bit in their state are no candidates.
+// True if fewer than k of the candidate rows changed more than `row`. Rows with an
+// `excluded` bit in their state are no candidates.
 __device__ static bool among_most_changed(const active_view &a, const batch_view &b, int row,
                                           int first, int end, int excluded)
 {
     int ahead = 0;
-    const float mine = a.delta[row];
     for (int other = first; other < end; other++)
-        if (!(b.row_state[other] & excluded))
-            ahead += a.delta[other] > mine || (a.delta[other] == mine && other < row);
+        ahead += !(b.row_state[other] & excluded) && a.changed_more(other, row);
     return ahead < a.k;
+}
+
+// True if the rows that changed more than `row` hold less than the share of all change.
+// Summed as on the CPU, in the order of the rows.
+__device__ static bool within_share(const active_view &a, int row, int first, int end)
+{
+    float ahead = 0.0f, all = 0.0f;
+    for (int other = first; other < end; other++) {
+        all += a.delta[other];
+        ahead += a.changed_more(other, row) ? a.delta[other] : 0.0f;
+    }
+    return ahead < a.share * all;
 }
 
 __device__ static bool is_active(const active_view &a, const batch_view &b, int row, int first,
@@ -61,6 +77,8 @@ __device__ static bool is_active(const active_view &a, const batch_view &b, int 
         return (state & KERN_ROW_NEW) || among_most_changed(a, b, row, first, end, KERN_ROW_NEW);
     case KERN_ACTIVE_UNSETTLED:
         return (state & (KERN_ROW_MASKED | KERN_ROW_NEW)) != 0;
+    case KERN_ACTIVE_SHARE:
+        return within_share(a, row, first, end);
     default:
         return true;
     }
@@ -74,10 +92,11 @@ __global__ void active_kernel(active_view a, batch_view b, plan_view p)
     const int seg = blockIdx.x, first = b.seg_row0[seg], end = b.seg_row0[seg + 1];
     const bool sparse = seg < b.sparse_segs;
     const bool all = !sparse || b.seg_kind[seg] != KERN_SEG_STEP;
+    const bool none = sparse && b.seg_kind[seg] == KERN_SEG_REST;
     int count = 0;
     for (int base = first; base < end; base += blockDim.x) {
         const int row = base + (int)threadIdx.x;
-        const bool in = row < end && (all || is_active(a, b, row, first, end));
+        const bool in = row < end && !none && (all || is_active(a, b, row, first, end));
         int found;
         const int before = block_scan(in, shared, &found);
         if (in)
@@ -92,7 +111,7 @@ __global__ void active_kernel(active_view a, batch_view b, plan_view p)
 
 extern "C" int kern_cuda_launch_active(const kern_cuda_ctx *ctx, const kern_active_args *a)
 {
-    const active_view v = {ptr<float>(a->delta), (int)a->rule, a->k};
+    const active_view v = {ptr<float>(a->delta), (int)a->rule, a->k, a->share};
     if (a->batch->segs == 0)
         return 0;
     return enqueue(ctx, active_kernel, dim3(a->batch->segs), 128, 0, v, view(a->batch),

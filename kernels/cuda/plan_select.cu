@@ -295,7 +295,7 @@ extern "C" int kern_cuda_launch_page_plan(const kern_cuda_ctx *ctx, const kern_p
 
 // Block (list, segment): keeps the pages of largest mass in the row of the request.
 __global__ void __launch_bounds__(PICK_THREADS, 1)
-    keep_kernel(const float *mass, batch_view b, int score_lists, int list0, int top,
+    keep_kernel(const float *mass, batch_view b, int score_lists, int list0, int top, float share,
                 int *kept_pages, int *kept_count, int cap)
 {
     extern __shared__ __align__(16) unsigned bitmap[];
@@ -306,10 +306,11 @@ __global__ void __launch_bounds__(PICK_THREADS, 1)
         return;
     const size_t kept = (size_t)b.seg_slot[seg] * lists + list;
     const int pages = b.pages_of(b.prefix(b.seg_row0[seg + 1] - 1));
+    const int may = share > 0.0f ? plan_share(share, pages) : top;
     int count = 0;
     if (pages > 0) {
         const float *row = mass + ((size_t)number * score_lists + list0 + list) * b.max_pages;
-        mark_row(s, row, pages, plan_budget(top, pages), bitmap);
+        mark_row(s, row, pages, plan_budget(may, pages), bitmap);
         count = write_list(s, bitmap, pages, kept_pages + kept * cap);
     }
     if (threadIdx.x == 0)
@@ -324,6 +325,6 @@ extern "C" int kern_cuda_launch_mass_select(const kern_cuda_ctx *ctx,
     if (shared > BITMAP_MOST)
         return KERN_CUDA_NO_ROOM;
     return enqueue(ctx, keep_kernel, dim3(a->kept->lists, b.segs), PICK_THREADS, shared,
-                   ptr<float>(a->mass), b, a->score_lists, a->list0, a->top,
+                   ptr<float>(a->mass), b, a->score_lists, a->list0, a->top, a->share,
                    ptr<int>(a->kept->pages), ptr<int>(a->kept->count), a->kept->cap);
 }

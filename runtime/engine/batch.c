@@ -80,12 +80,17 @@ void rt_batch_close(rt_batch *b)
 
 int rt_segment_denoised(const Pb__Segment *s, int block)
 {
-    return rt_segment_opens(s) || s->kind == KERN_SEG_STEP ? block : 0;
+    return rt_segment_opens(s) || rt_segment_later(s) ? block : 0;
 }
 
 bool rt_segment_opens(const Pb__Segment *s)
 {
     return s->kind == KERN_SEG_OPEN || s->kind == KERN_SEG_FIRST;
+}
+
+bool rt_segment_later(const Pb__Segment *s)
+{
+    return s->kind >= KERN_SEG_STEP;
 }
 
 // Rows of a segment, from `row` on: those to be committed have a place in the pages, the

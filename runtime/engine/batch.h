@@ -44,6 +44,8 @@ void rt_batch_close(rt_batch *b); // safe on a zero struct
 int rt_segment_denoised(const Pb__Segment *s, int block);
 // Whether a segment is the first step of a block.
 bool rt_segment_opens(const Pb__Segment *s);
+// Whether it is another step of a block.
+bool rt_segment_later(const Pb__Segment *s);
 
 typedef struct rt_batch_args {
     const Pb__Segment *const *segments; // in losa_kind_order

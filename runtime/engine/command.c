@@ -179,6 +179,12 @@ static void add_segment(rt_command *c, const rt_session *s, int kind, int first,
     c->count++;
 }
 
+static int step_kind(const rt_engine *e, const rt_slot *slot)
+{
+    const losa_block block = {slot->block_step, slot->steps, slot->unread};
+    return losa_step_kind(&e->options.attention, &block);
+}
+
 static bool block_is_done(const rt_slot *slot, int block)
 {
     for (int i = 0; i < block; i++)
@@ -200,7 +206,7 @@ static void add_block(const rt_engine *e, rt_command *c, const rt_session *s)
     if (slot->block_step == 0)
         add_segment(c, s, KERN_SEG_OPEN, start, block);
     else if (!block_is_done(slot, block))
-        add_segment(c, s, KERN_SEG_STEP, start, block);
+        add_segment(c, s, step_kind(e, slot), start, block);
     else if (slot->committed > start)
         add_segment(c, s, KERN_SEG_FIRST, slot->committed, block);
     else if (merged && !sparse)

@@ -311,6 +311,8 @@ static void take_block(const rt_batch *batch, int row0, int first, int block, rt
     const size_t bytes = (size_t)block * sizeof(int32_t);
     memcpy(slot->ids + first, rt_batch_outcome(batch, RT_BATCH_IDS) + row0, bytes);
     memcpy(slot->state + first, rt_batch_outcome(batch, RT_BATCH_ROW_STATE) + row0, bytes);
+    for (int i = first; i < first + block; i++)
+        slot->unread += (slot->state[i] & KERN_ROW_NEW) != 0;
     slot->block_step++;
     slot->steps_done++;
 }
@@ -326,6 +328,7 @@ void rt_denoise_take(const rt_denoise *d, const rt_batch *batch, const rt_batch_
         const int denoised = rt_segment_denoised(s, d->shape.block);
         if (denoised) {
             const int row0 = batch->host[RT_BATCH_SEG_ROW0][i + 1] - denoised;
+            slot->unread = s->kind == KERN_SEG_REST ? slot->unread : 0;
             take_block(batch, row0, end - denoised, denoised, slot);
             head_row += denoised;
         } else if (predicts_next(d, s, slot)) {

@@ -40,6 +40,7 @@ typedef struct rt_slot {
     int block_start; // of the block being denoised
     int block_step;  // steps it has had
     int steps_done;  // denoising steps of the whole request
+    int unread;      // tokens unmasked since the block's rows last read the prefix
     rt_reading reading;
 } rt_slot;
 

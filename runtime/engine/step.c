@@ -184,18 +184,18 @@ static uint64_t exchanged(const rt_engine *e)
            comm_count(e->group.comm, COMM_SCORES).bytes;
 }
 
-static void add_reading(rt_reading *r, const int64_t *count, uint32_t kind, int rows)
+static void add_reading(rt_reading *r, const int64_t *count, const Pb__Segment *s, int rows)
 {
     r->read_total += (uint64_t)count[KERN_COUNT_READ];
     r->prefix_total += (uint64_t)count[KERN_COUNT_PREFIX];
     r->scanned += (uint64_t)count[KERN_COUNT_SCANNED];
     r->union_pages += (uint64_t)count[KERN_COUNT_UNION];
     r->budget_pages += (uint64_t)count[KERN_COUNT_BUDGET];
-    if (kind != KERN_SEG_COMMIT) {
+    if (s->kind != KERN_SEG_COMMIT) {
         r->read_steps += (uint64_t)count[KERN_COUNT_READ];
         r->prefix_steps += (uint64_t)count[KERN_COUNT_PREFIX];
     }
-    if (kind != KERN_SEG_STEP)
+    if (!rt_segment_later(s))
         return;
     r->read_later += (uint64_t)count[KERN_COUNT_READ];
     r->prefix_later += (uint64_t)count[KERN_COUNT_PREFIX];
@@ -221,7 +221,7 @@ static void account(rt_engine *e, const rt_batch_args *args, uint64_t bytes)
         const Pb__Segment *s = args->segments[i];
         rt_reading *r = &e->slots[s->slot].reading;
         if (s->kind != KERN_SEG_PREFILL)
-            add_reading(r, counts + (ptrdiff_t)i * KERN_COUNT_N, s->kind,
+            add_reading(r, counts + (ptrdiff_t)i * KERN_COUNT_N, s,
                         (int)s->count * e->config.layers);
         if (exchanges(args, i))
             r->exchange_bytes += bytes / (uint64_t)sharers;

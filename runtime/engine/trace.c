@@ -92,7 +92,7 @@ static void fill_place(const rt_trace *t, const Pb__Segment *s, Pb__TracePlan *p
     plan->session = slot->session;
     plan->forward = t->forward;
     plan->block = (uint32_t)(last / block - slot->prompt_len / block);
-    plan->step = s->kind == KERN_SEG_STEP ? (uint32_t)slot->block_step : 0;
+    plan->step = rt_segment_later(s) ? (uint32_t)slot->block_step : 0;
     plan->kind = s->kind;
     plan->first = s->first;
     plan->rows = s->count;

@@ -44,6 +44,7 @@ void pt_test_page_score(void **state);
 void pt_test_page_select(void **state);
 void pt_test_page_plan(void **state);
 void pt_test_page_mass(void **state);
+void pt_test_keys(void **state);
 void pt_test_plan_count(void **state);
 void pt_test_attn_prefix(void **state);
 void pt_test_attn_merge(void **state);

@@ -260,14 +260,16 @@ void pt_test_active(void **state)
         float *delta = kt_floats((size_t)c->rows);
         for (int r = 0; r < c->rows; r++) // many ties
             delta[r] = (float)kt_int(&rng, 0, 5);
-        const kern_active_rule rule = (kern_active_rule)(trial / 6 % 4);
+        const kern_active_rule rule = (kern_active_rule)(trial / 6 % 5);
+        const float share = (float)kt_int(&rng, 0, 8) * 0.125f;
+        c->seg_kind[1] = trial % 4 ? KERN_SEG_STEP : KERN_SEG_REST;
         const int k = kt_int(&rng, 0, 6);
         plan_out out[2];
         for (int side = 0; side < 2; side++) {
             kern_dev *dev = side ? pt_gpu[PT_BF16] : pt_cpu;
             ac_dev d = ac_upload(c, dev);
             kern_buf *change = kt_in_f32(dev, delta, (size_t)c->rows);
-            KT_OK(kern_active(dev, &(kern_active_args){&d.batch, change, rule, k, &d.plan}));
+            KT_OK(kern_active(dev, &(kern_active_args){&d.batch, change, rule, k, share, &d.plan}));
             out[side] = take_plan(c, &d);
             kern_buf_free(change);
             ac_release(&d);
@@ -462,7 +464,7 @@ typedef struct mass_out {
 } mass_out;
 
 static mass_out run_mass(kern_dev *dev, const ac_case *c, const float *page_lse, const float *lse,
-                         const float *mass_in, int lists, int top)
+                         const float *mass_in, int lists, int top, float share)
 {
     enum { CAP = 400 };
     ac_dev d = ac_upload(c, dev);
@@ -489,7 +491,8 @@ static mass_out run_mass(kern_dev *dev, const ac_case *c, const float *page_lse,
     KT_OK(kern_page_mass(dev, &(kern_page_mass_args){p, l, &d.batch, c->shape.heads,
                                                      c->shape.kv_heads, lists, 0, m}));
     kern_kept_lists kept = {kt_out_i32(dev, kept_n * CAP), kt_out_i32(dev, kept_n), lists, CAP};
-    KT_OK(kern_mass_select(dev, &(kern_mass_select_args){from, &d.batch, lists, 0, top, &kept}));
+    KT_OK(kern_mass_select(dev,
+                           &(kern_mass_select_args){from, &d.batch, lists, 0, top, share, &kept}));
     const mass_out out = {kt_take(m, count), kt_take(kept.pages, kept_n * CAP),
                           kt_take(kept.count, kept_n)};
     kern_buf *const bufs[] = {p, l, m, from, bm, bs, bk, kept.pages, kept.count};
@@ -519,8 +522,9 @@ void pt_test_page_mass(void **state)
         for (size_t j = 0; j < count; j++)
             mass_in[j] = (float)kt_int(&rng, 0, 50);
         const int top = kt_int(&rng, 1, 20);
-        mass_out cpu = run_mass(pt_cpu, c, page_lse, lse, mass_in, lists, top);
-        mass_out gpu = run_mass(pt_gpu[PT_F32], c, page_lse, lse, mass_in, lists, top);
+        const float share = i % 3 ? 0.0f : 0.3f;
+        mass_out cpu = run_mass(pt_cpu, c, page_lse, lse, mass_in, lists, top, share);
+        mass_out gpu = run_mass(pt_gpu[PT_F32], c, page_lse, lse, mass_in, lists, top, share);
         pt_near("mass", cpu.mass, gpu.mass, count, 1e-3, pt_tolerance);
         pt_same("kept count", cpu.count, gpu.count, (size_t)(c->segs * lists));
         pt_same("kept pages", cpu.pages, gpu.pages, (size_t)(c->segs * lists) * 400);
@@ -528,6 +532,60 @@ void pt_test_page_mass(void **state)
                                 cpu.count, gpu.mass, gpu.pages, gpu.count};
         for (size_t j = 0; j < KT_COUNT(arrays); j++)
             rt_free(arrays[j]);
+        ac_free(c);
+    }
+}
+
+static void run_keys(kern_dev *dev, const ac_case *c, int lists, float **score, float **mass)
+{
+    ac_dev d = ac_upload(c, dev);
+    const size_t segs = (size_t)c->segs, rows = (size_t)c->rows, pages = (size_t)c->max_pages;
+    const size_t count = segs * (size_t)lists * pages;
+    int32_t *number = kt_ints(segs), *slot = kt_ints(rows);
+    for (int s = 0; s < c->segs; s++)
+        number[s] = s;
+    for (int r = 0; r < c->rows; r++)
+        slot[r] = r < c->seg_row0[c->row_seg[r] + 1] - c->shape.block ? r : -1;
+    kern_buf *n = kt_in_i32(dev, number, segs), *kv = kt_in_i32(dev, slot, rows);
+    kern_buf *s = kt_out_f32(dev, count * (size_t)c->shape.page), *m = kt_out_f32(dev, count);
+    d.batch.seg_mass = n;
+    d.batch.kv_slot = kv;
+    d.batch.mass_segs = c->segs;
+    KT_OK(kern_key_score(dev, &(kern_key_score_args){d.qkv, ac_width(c), d.kv, &d.batch,
+                                                     c->shape.heads, lists, 0, s}));
+    KT_OK(kern_key_peaks(dev, &(kern_key_peaks_args){s, &d.batch, lists, m}));
+    *score = kt_take(s, count * (size_t)c->shape.page);
+    *mass = kt_take(m, count);
+    kern_buf *const bufs[] = {n, kv, s, m};
+    for (size_t i = 0; i < KT_COUNT(bufs); i++)
+        kern_buf_free(bufs[i]);
+    rt_free(number);
+    rt_free(slot);
+    ac_release(&d);
+}
+
+void pt_test_keys(void **state)
+{
+    (void)state;
+    kt_rng rng = {12};
+    for (size_t i = 0; i < KT_COUNT(shapes); i++) {
+        ac_case *c = pt_case(&rng, shapes[i], 3, true);
+        const int lists = i % 2 ? c->shape.kv_heads : 1;
+        const size_t count = (size_t)(c->segs * lists * c->max_pages);
+        pt_round(c->k, (size_t)(c->pages * c->shape.kv_heads * c->shape.page * c->shape.dim));
+        float *score[2], *mass[2];
+        run_keys(pt_cpu, c, lists, &score[0], &mass[0]);
+        for (int mode = 0; mode < PT_MODES; mode++) {
+            run_keys(pt_gpu[mode], c, lists, &score[1], &mass[1]);
+            // Sums of heads x dim products, of size sqrt(dim).
+            pt_near("key scores", score[0], score[1], count * (size_t)c->shape.page, 10,
+                    pt_tolerance);
+            pt_near("key peaks", mass[0], mass[1], count, 10, pt_tolerance);
+            rt_free(score[1]);
+            rt_free(mass[1]);
+        }
+        rt_free(score[0]);
+        rt_free(mass[0]);
         ac_free(c);
     }
 }

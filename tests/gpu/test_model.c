@@ -108,6 +108,10 @@ static const policy_case POLICIES[] = {
     {"losa-mass", "unsettled", false, LOSA_SCOPE_SHARED, LOSA_LOCALITY_QUERY, 0},
     {"losa-mix", "unsettled", true, LOSA_SCOPE_SHARED, LOSA_LOCALITY_QUERY, 0},
     {"mage", NULL, false, LOSA_SCOPE_HEAD, LOSA_LOCALITY_QUERY, 0},
+    {"losa", "mass:0.8", false, LOSA_SCOPE_SHARED, LOSA_LOCALITY_QUERY, 0},
+    {"sparsed", NULL, false, LOSA_SCOPE_SHARED, LOSA_LOCALITY_QUERY, 0},
+    {"sparse-dllm", NULL, false, LOSA_SCOPE_SHARED, LOSA_LOCALITY_QUERY, 0},
+    {"flashblock", NULL, false, LOSA_SCOPE_SHARED, LOSA_LOCALITY_QUERY, 1},
 };
 enum { POLICY_COUNT = sizeof POLICIES / sizeof POLICIES[0] };
 
@@ -118,7 +122,7 @@ static void set_policy(const policy_case *p, rt_engine_options *o)
     a->budget = 24;
     a->scan_budget = 8;
     a->page = 8;
-    a->first_sparse = p->first_sparse;
+    a->first = p->first_sparse ? LOSA_FIRST_SPARSE : LOSA_FIRST_DENSE;
     a->scope = p->scope;
     a->locality = p->locality;
     a->dense_layers = p->dense_layers;

@@ -113,6 +113,7 @@ int main(int argc, char **argv)
             cmocka_unit_test(pt_test_locality),   cmocka_unit_test(pt_test_active),
             cmocka_unit_test(pt_test_page_score), cmocka_unit_test(pt_test_page_select),
             cmocka_unit_test(pt_test_page_plan),  cmocka_unit_test(pt_test_page_mass),
+            cmocka_unit_test(pt_test_keys),
             cmocka_unit_test(pt_test_plan_count), cmocka_unit_test(pt_test_attn_prefix),
             cmocka_unit_test(pt_test_page_lse),   cmocka_unit_test(pt_test_attn_merge),
             cmocka_unit_test(pt_test_vocab),      cmocka_unit_test(pt_test_unmask),

@@ -405,7 +405,8 @@ static void test_plan_arguments(void **state)
         .batch = &f->batch, .delta = f->f32, .rule = KERN_ACTIVE_TOPK, .k = 1, .plan = &f->plan};
     BAD_BUF(kern_active, active, delta);
     BAD_INT(kern_active, active, k, -1);
-    BAD_INT(kern_active, active, rule, (kern_active_rule)4);
+    BAD_INT(kern_active, active, rule, (kern_active_rule)5);
+    BAD(kern_active, active, "share", (a.rule = KERN_ACTIVE_SHARE, a.share = 1.5f));
     BAD_INT(kern_active, active, plan, NULL);
     BAD_PLAN(kern_active, active, lists, 0);
     BAD_PLAN(kern_active, active, act_cap, -1);
@@ -487,11 +488,31 @@ static void test_mass_arguments(void **state)
     BAD_BATCH(kern_page_mass, mass, kv_slot, NULL);
     BAD_BATCH(kern_page_mass, mass, seg_mass, f->small_i32);
 
+    kern_key_score_args keys = {.q = f->f32,
+                                .stride = 32,
+                                .kv = f->kv,
+                                .batch = &f->batch,
+                                .heads = 4,
+                                .score_lists = 3,
+                                .score = f->f32};
+    BAD_BUF(kern_key_score, keys, q);
+    BAD_BUF(kern_key_score, keys, score);
+    BAD_BUF(kern_key_score, keys, kv.k);
+    BAD_INT(kern_key_score, keys, heads, 3);
+    BAD_INT(kern_key_score, keys, score_lists, 0);
+    BAD_INT(kern_key_score, keys, list0, 2);
+    BAD_BATCH(kern_key_score, keys, page_table, f->small_i32);
+    kern_key_peaks_args peaks = {f->f32, &f->batch, 1, f->f32};
+    BAD_BUF(kern_key_peaks, peaks, score);
+    BAD_BUF(kern_key_peaks, peaks, mass);
+    BAD_INT(kern_key_peaks, peaks, lists, 0);
+
     const kern_kept_lists kept = {f->i32, f->i32, 1, 2};
     kern_mass_select_args select = {
         .mass = f->f32, .batch = &f->batch, .score_lists = 2, .top = 2, .kept = &kept};
     BAD_BUF(kern_mass_select, select, mass);
     BAD_INT(kern_mass_select, select, top, 0);
+    BAD(kern_mass_select, select, "share", a.share = -0.5f);
     BAD_INT(kern_mass_select, select, score_lists, 0);
     BAD_INT(kern_mass_select, select, list0, 2);
     BAD_INT(kern_mass_select, select, kept, NULL);
@@ -732,6 +753,8 @@ static void test_no_rows_is_fine(void **state)
     KT_OK(kern_page_plan(f->dev, &(kern_page_plan_args){.select.batch = &batch}));
     KT_OK(kern_page_mass(f->dev, &(kern_page_mass_args){.batch = &batch}));
     KT_OK(kern_mass_select(f->dev, &(kern_mass_select_args){.batch = &batch}));
+    KT_OK(kern_key_score(f->dev, &(kern_key_score_args){.batch = &batch}));
+    KT_OK(kern_key_peaks(f->dev, &(kern_key_peaks_args){.batch = &batch}));
     KT_OK(kern_plan_count(f->dev, &(kern_plan_count_args){.batch = &batch}));
     KT_OK(kern_attn_prefix(f->dev, &(kern_attn_prefix_args){.batch = &batch}));
     KT_OK(kern_attn_merge(f->dev, &(kern_attn_merge_args){.batch = &batch}));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Lists from attention mass: what prefix attention measures of each page, the mass of
+// Lists from attention mass, and from keys: what prefix attention measures of each page, the mass of
 // pages over rows and heads, the lists kept of it, and plans that read kept lists. Each
 // against its definition in double precision; what must not be read is poisoned.
 #include "tests/kern/attn_case.h"
@@ -358,6 +358,93 @@ static void mass_is_the_sum_of_shares(void **state)
     }
 }
 
+// ---- keys ----------------------------------------------------------------------------------
+
+// The mean over the denoised rows of q.k, summed over the heads of a list.
+static double key_score(const ac_case *c, const extra *x, int seg, int list, int lists, int token)
+{
+    const int group = c->shape.heads / c->shape.kv_heads;
+    double sum = 0.0;
+    int rows = 0;
+    for (int row = c->seg_row0[seg]; row < c->seg_row0[seg + 1]; row++) {
+        if (x->kv_slot[row] >= 0)
+            continue;
+        rows++;
+        for (int h = 0; h < c->shape.heads; h++)
+            for (int i = 0; (lists == 1 || h / group == list) && i < c->shape.dim; i++)
+                sum += (double)c->qkv[row * ac_width(c) + h * c->shape.dim + i] *
+                       (double)c->k[ac_token(c, seg, token, h / group) + (size_t)i];
+    }
+    return sum / rows;
+}
+
+static void check_peaks(const ac_case *c, const float *score, int prefix, const float *got)
+{
+    const int page = c->shape.page;
+    for (int g = 0; g < c->max_pages; g++) {
+        double want = g * page < prefix ? -INFINITY : 0.0;
+        for (int t = 0; g * page < prefix && t < prefix; t++)
+            if (t >= g * page - 1 && t <= (g + 1) * page)
+                want = fmax(want, (double)score[t]);
+        assert_true((double)got[g] == want);
+    }
+}
+
+static void check_keys(const ac_case *c, kt_rng *rng, int score_lists, int list0, int threads)
+{
+    kern_dev *dev = kt_open(threads);
+    ac_dev d = ac_upload(c, dev);
+    extra x = new_extra(c, rng, &d);
+    const int tokens = c->max_pages * c->shape.page;
+    const int local = score_lists == 1 ? 1 : c->shape.kv_heads;
+    const size_t lists = (size_t)(x.measuring * score_lists);
+    kern_buf *score_buf = kt_out_f32(dev, lists * (size_t)tokens);
+    kern_buf *mass_buf = kt_out_f32(dev, lists * (size_t)c->max_pages);
+    KT_OK(kern_key_score(dev, &(kern_key_score_args){.q = d.qkv,
+                                                     .stride = ac_width(c),
+                                                     .kv = d.kv,
+                                                     .batch = &d.batch,
+                                                     .heads = c->shape.heads,
+                                                     .score_lists = score_lists,
+                                                     .list0 = list0,
+                                                     .score = score_buf}));
+    KT_OK(kern_key_peaks(dev, &(kern_key_peaks_args){score_buf, &d.batch, score_lists, mass_buf}));
+    float *score = kt_take(score_buf, lists * (size_t)tokens);
+    float *mass = kt_take(mass_buf, lists * (size_t)c->max_pages);
+    for (int s = 0; s < SEGS; s++)
+        for (int l = 0; x.number[s] >= 0 && l < score_lists; l++) {
+            const int at = x.number[s] * score_lists + l;
+            const int prefix = ac_prefix(c, c->seg_row0[s + 1] - 1);
+            for (int t = 0; t < tokens; t++) {
+                const bool in = l >= list0 && l < list0 + local && t < prefix;
+                const double want = in ? key_score(c, &x, s, l - list0, local, t) : 0.0;
+                // Sums of up to 64 x 24 products of size 1.
+                KT_NEAR(score + at * tokens + t, &want, 1, 1.0, 1e-4);
+            }
+            check_peaks(c, score + at * tokens, prefix, mass + at * c->max_pages);
+        }
+    rt_free(score);
+    rt_free(mass);
+    kern_buf_free(score_buf);
+    kern_buf_free(mass_buf);
+    free_extra(&x);
+    ac_release(&d);
+    kern_dev_close(dev);
+}
+
+static void keys_are_rated_by_the_mean_query(void **state)
+{
+    (void)state;
+    kt_rng rng = {8};
+    for (int round = 0; round < 12; round++) {
+        ac_case *c = random_case(&rng);
+        check_keys(c, &rng, 1, 0, 1);
+        check_keys(c, &rng, c->shape.kv_heads, 0, 2);
+        check_keys(c, &rng, c->shape.kv_heads + 3, 2, 3);
+        ac_free(c);
+    }
+}
+
 // ---- kept lists ------------------------------------------------------------------------------
 
 typedef struct ranked {
@@ -395,13 +482,14 @@ static void expect_list(const bool *taken, int pages, const int32_t *list, int c
     assert_int_equal(count, n);
 }
 
-static void check_kept(const ac_case *c, kt_rng *rng, int list0, int top, bool coarse)
+static void check_kept(const ac_case *c, kt_rng *rng, int list0, int top, float share, bool coarse)
 {
     kern_dev *dev = kt_open(2);
     ac_dev d = ac_upload(c, dev);
     extra x = new_extra(c, rng, &d);
     const int lists = c->shape.lists, score_lists = list0 + lists, width = c->max_pages;
-    const int most = top < width ? top : width, cap = (most < 2 ? 2 : most) + kt_int(rng, 0, 2);
+    const int most = top < width && share == 0.0f ? top : width;
+    const int cap = (most < 2 ? 2 : most) + kt_int(rng, 0, 2);
     const size_t total = (size_t)(x.measuring * score_lists * width);
     float *mass = kt_floats(total);
     for (size_t i = 0; i < total; i++)
@@ -414,6 +502,7 @@ static void check_kept(const ac_case *c, kt_rng *rng, int list0, int top, bool c
                                                          .score_lists = score_lists,
                                                          .list0 = list0,
                                                          .top = top,
+                                                         .share = share,
                                                          .kept = &kept}));
     int32_t *pages = kt_take(kept.pages, (size_t)(SLOTS * lists * cap));
     int32_t *count = kt_take(kept.count, (size_t)(SLOTS * lists));
@@ -422,8 +511,8 @@ static void check_kept(const ac_case *c, kt_rng *rng, int list0, int top, bool c
         for (int l = 0; x.number[s] >= 0 && l < lists; l++) {
             bool taken[MOST_PAGES] = {0};
             const int entry = x.slot[s] * lists + l;
-            take_best(mass + (x.number[s] * score_lists + list0 + l) * width, pages_of(c, s), top,
-                      taken);
+            const int n = pages_of(c, s), take = share > 0.0f ? (int)(share * (float)n) + 1 : top;
+            take_best(mass + (x.number[s] * score_lists + list0 + l) * width, n, take, taken);
             expect_list(taken, pages_of(c, s), pages + entry * cap, count[entry]);
             written[x.slot[s]] = true;
         }
@@ -448,8 +537,9 @@ static void kept_lists_are_the_heaviest_pages(void **state)
     for (int round = 0; round < 30; round++) {
         ac_case *c = random_case(&rng);
         const int tops[] = {1, 2, 3, 8, c->max_pages, 1 << 30};
+        const float shares[] = {0.0f, 0.0f, 0.25f, 0.0f, 0.3f, 1.0f};
         for (size_t i = 0; i < KT_COUNT(tops); i++)
-            check_kept(c, &rng, c->shape.lists == 1 ? 0 : round % 3, tops[i], round % 2);
+            check_kept(c, &rng, c->shape.lists == 1 ? 0 : round % 3, tops[i], shares[i], round % 2);
         ac_free(c);
     }
 }
@@ -633,6 +723,7 @@ int main(void)
         cmocka_unit_test(page_sums_are_those_of_the_keys_read),
         cmocka_unit_test(page_sums_do_not_depend_on_the_split),
         cmocka_unit_test(mass_is_the_sum_of_shares),
+        cmocka_unit_test(keys_are_rated_by_the_mean_query),
         cmocka_unit_test(kept_lists_are_the_heaviest_pages),
         cmocka_unit_test(plans_unite_scans_and_kept_lists),
         cmocka_unit_test(budgets_go_by_the_kind),

@@ -115,13 +115,15 @@ static int by_rank(const void *a, const void *b)
     return (x->index > y->index) - (x->index < y->index);
 }
 
-// Which rows of a segment the rule names: 1 or 0 per row.
+// Which rows of a segment the rule names: 1 or 0 per row. Changes are whole eighths, so
+// that sums of them are exact.
 static void active_reference(const ac_case *c, const float *delta, kern_active_rule rule, int k,
-                             int seg, int *want)
+                             float share, int seg, int *want)
 {
     const int row0 = c->seg_row0[seg], count = c->seg_row0[seg + 1] - row0;
     ranked order[512];
     int n = 0;
+    double total = 0.0;
     const bool all =
         seg >= c->sparse_segs || c->seg_kind[seg] != KERN_SEG_STEP || rule == KERN_ACTIVE_ALL;
     for (int i = 0; i < count; i++) {
@@ -129,15 +131,24 @@ static void active_reference(const ac_case *c, const float *delta, kern_active_r
         const bool new = state &KERN_ROW_NEW, masked = state &KERN_ROW_MASKED;
         want[i] = all || (rule == KERN_ACTIVE_NEW_TOPK && new) ||
                   (rule == KERN_ACTIVE_UNSETTLED && (new || masked));
-        if (rule == KERN_ACTIVE_TOPK || (rule == KERN_ACTIVE_NEW_TOPK && !new))
+        if (rule == KERN_ACTIVE_TOPK || (rule == KERN_ACTIVE_NEW_TOPK && !new) ||
+            rule == KERN_ACTIVE_SHARE)
             order[n++] = (ranked){(double)delta[row0 + i], i};
+        total += (double)delta[row0 + i];
     }
     qsort(order, (size_t)n, sizeof *order, by_rank);
-    for (int i = 0; i < n && i < k; i++)
-        want[order[i].index] = 1;
+    double held = 0.0;
+    for (int i = 0; i < n; i++) {
+        if (rule == KERN_ACTIVE_SHARE ? held < (double)share * total : i < k)
+            want[order[i].index] = 1;
+        held += order[i].value;
+    }
+    for (int i = 0; c->seg_kind[seg] == KERN_SEG_REST && seg < c->sparse_segs && i < count; i++)
+        want[i] = 0;
 }
 
-static void check_active(const ac_case *c, const float *delta, kern_active_rule rule, int k)
+static void check_active(const ac_case *c, const float *delta, kern_active_rule rule, int k,
+                         float share)
 {
     kern_dev *dev = kt_open(1);
     ac_dev d = ac_upload(c, dev);
@@ -145,15 +156,15 @@ static void check_active(const ac_case *c, const float *delta, kern_active_rule 
     kern_buf_free(d.plan.page_count);
     d.plan.page_count = kt_out_i32(dev, lists);
     kern_buf *delta_buf = kt_in_f32(dev, delta, (size_t)c->rows);
-    const bool reads = rule == KERN_ACTIVE_TOPK || rule == KERN_ACTIVE_NEW_TOPK;
-    const kern_active_args args = {&d.batch, reads ? delta_buf : NULL, rule, k, &d.plan};
+    const bool reads = rule != KERN_ACTIVE_ALL && rule != KERN_ACTIVE_UNSETTLED;
+    const kern_active_args args = {&d.batch, reads ? delta_buf : NULL, rule, k, share, &d.plan};
     KT_OK(kern_active(dev, &args));
     int32_t *rows = kt_take(d.plan.act_rows, (size_t)c->rows);
     int32_t *count = kt_take(d.plan.act_count, (size_t)c->segs);
     int32_t *pages = kt_take(d.plan.page_count, lists);
     for (int s = 0; s < c->segs; s++) {
         int want[512], n = 0;
-        active_reference(c, delta, rule, k, s, want);
+        active_reference(c, delta, rule, k, share, s, want);
         for (int i = 0; i < c->seg_row0[s + 1] - c->seg_row0[s]; i++)
             if (want[i])
                 assert_int_equal(rows[c->seg_row0[s] + n++], c->seg_row0[s] + i);
@@ -182,8 +193,11 @@ static void active_rows_follow_the_rule(void **state)
             delta[row] = (float)kt_int(&rng, 0, 9) * 0.125f; // many ties
             c->row_state[row] = kt_int(&rng, 0, 3) < odds ? kt_int(&rng, 0, 2) : 0;
         }
-        for (int rule = KERN_ACTIVE_ALL; rule <= KERN_ACTIVE_UNSETTLED; rule++)
-            check_active(c, delta, (kern_active_rule)rule, kt_int(&rng, 0, c->shape.block + 2));
+        c->seg_kind[1] = round % 3 ? KERN_SEG_STEP : KERN_SEG_REST;
+        static const float shares[] = {0.0f, 0.25f, 0.5f, 0.875f, 1.0f};
+        for (int rule = KERN_ACTIVE_ALL; rule <= KERN_ACTIVE_SHARE; rule++)
+            check_active(c, delta, (kern_active_rule)rule, kt_int(&rng, 0, c->shape.block + 2),
+                         shares[round % 5]);
         rt_free(delta);
         ac_free(c);
     }
@@ -503,8 +517,9 @@ static void plans_that_do_not_fit_are_refused(void **state)
     ac_dev d = ac_upload(c, dev);
     kern_buf *buf = kt_out_f32(dev, 4096);
     d.plan.act_cap = 7;
-    KT_REFUSED(kern_active(dev, &(kern_active_args){&d.batch, NULL, KERN_ACTIVE_ALL, 0, &d.plan}),
-               RT_ERR_LIMIT, "kern_active", "capacity 7");
+    KT_REFUSED(
+        kern_active(dev, &(kern_active_args){&d.batch, NULL, KERN_ACTIVE_ALL, 0, 0.0f, &d.plan}),
+        RT_ERR_LIMIT, "kern_active", "capacity 7");
     const kern_page_score_args score = {d.qkv, ac_width(c), d.kv, &d.batch, &d.plan,
                                         1,     1.0f,        1,    0,        buf};
     KT_REFUSED(kern_page_score(dev, &score), RT_ERR_LIMIT, "kern_page_score", "capacity 7");

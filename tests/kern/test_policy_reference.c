@@ -85,7 +85,7 @@ static void find_active(const ac_case *c, ac_dev *d, const memory *m, policy p)
     const int cols = c->shape.heads * c->shape.dim;
     KT_OK(kern_locality(
         d->dev, &(kern_locality_args){d->qkv, m->prev, delta, &d->batch, cols, ac_width(c), 1.0f}));
-    KT_OK(kern_active(d->dev, &(kern_active_args){&d->batch, delta, p.rule, p.k, &d->plan}));
+    KT_OK(kern_active(d->dev, &(kern_active_args){&d->batch, delta, p.rule, p.k, 0.0f, &d->plan}));
     kern_buf_free(delta);
 }
 
@@ -609,8 +609,8 @@ static void shard_active(shards *s, policy p)
     }
     KT_OK(kern_write(delta, 0, sum, rows));
     for (int r = 0; r < s->ranks; r++)
-        KT_OK(kern_active(s->m->dev,
-                          &(kern_active_args){&s->d[r].batch, delta, p.rule, p.k, &s->d[r].plan}));
+        KT_OK(kern_active(s->m->dev, &(kern_active_args){&s->d[r].batch, delta, p.rule, p.k, 0.0f,
+                                                         &s->d[r].plan}));
     kern_buf_free(delta);
     rt_free(sum);
 }

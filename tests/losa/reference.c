@@ -19,6 +19,8 @@ typedef struct memory {
     double query[MAX_BLOCK][MAX_HEADS * MAX_DIM]; // or the layer's input
     double o[MAX_BLOCK][MAX_HEADS][MAX_DIM], lse[MAX_BLOCK][MAX_HEADS];
     verdict kept[MAX_HEADS][MAX_PAGES];
+    int unread; // tokens unmasked since the block's rows last read
+    bool rests; // no row reads now
 } memory;
 
 struct reference {
@@ -47,7 +49,13 @@ static bool named(const st_setup *setup, const char *name)
 
 static bool lists_by_mass(const st_setup *setup)
 {
-    return named(setup, "losa-mass") || named(setup, "losa-mix") || named(setup, "mage");
+    return named(setup, "losa-mass") || named(setup, "losa-mix") || named(setup, "mage") ||
+           named(setup, "sparsed");
+}
+
+static bool keeps_lists(const st_setup *setup)
+{
+    return lists_by_mass(setup) || named(setup, "sparse-dllm");
 }
 
 static bool opens(int kind)
@@ -55,28 +63,39 @@ static bool opens(int kind)
     return kind == KERN_SEG_OPEN || kind == KERN_SEG_FIRST;
 }
 
+// A later step that is dense by the schedule of the policy.
+static bool is_early(const scene *s)
+{
+    const int steps = s->setup->steps + 1, step = s->seg->step;
+    if (named(s->setup, "sparsed"))
+        return step > 0 && step < (int)(steps * s->setup->config.skip) + 1;
+    return named(s->setup, "sparse-dllm") && step == 1;
+}
+
 static bool reads_everything(const scene *s)
 {
     const losa_config *c = &s->setup->config;
     if (s->layer < c->dense_layers || named(s->setup, "dense"))
         return true;
-    switch (s->seg->kind) {
-    case KERN_SEG_PREFILL:
+    if (named(s->setup, "flashblock"))
+        return !s->m->rests;
+    if (s->seg->kind == KERN_SEG_PREFILL || is_early(s))
         return true;
-    case KERN_SEG_OPEN:
-        return !named(s->setup, "quest");
-    case KERN_SEG_STEP:
+    if (s->seg->step > 0)
         return false;
-    default: // a commit reads what the next first step reads
-        return !named(s->setup, "quest") && !c->first_sparse;
-    }
+    if (named(s->setup, "quest") || c->first == LOSA_FIRST_ALL)
+        return false;
+    // A commit reads what the next first step reads.
+    return s->seg->kind == KERN_SEG_OPEN || c->first == LOSA_FIRST_DENSE;
 }
 
 // Tokens that a row may choose by its own scan; 0: it does not scan.
 static int scan_budget(const scene *s)
 {
     const losa_config *c = &s->setup->config;
-    if (!lists_by_mass(s->setup) || opens(s->seg->kind))
+    if (opens(s->seg->kind) && c->first_budget > 0)
+        return c->first_budget;
+    if (!keeps_lists(s->setup) || opens(s->seg->kind))
         return c->budget;
     if (s->seg->kind == KERN_SEG_COMMIT)
         return c->commit_scan ? c->scan_budget : 0;
@@ -129,13 +148,13 @@ static int pages_in(const scene *s, int tokens)
     return (tokens + s->setup->shape.page - 1) / s->setup->shape.page;
 }
 
-// The best pages of a prefix for `budget` tokens, first and last among them.
-static void take_pages(const scene *s, const double *value, int pages, int budget, verdict *out)
+// The `take` best pages of a prefix, first and last among them.
+static void take_pages(const double *value, int pages, int take, verdict *out)
 {
     candidate list[MAX_PAGES];
     for (int g = 0; g < pages; g++)
         list[g] = (candidate){g == 0 || g == pages - 1 ? (double)INFINITY : value[g], g};
-    const int least = pages < 2 ? pages : 2, take = pages_in(s, budget);
+    const int least = pages < 2 ? pages : 2;
     take_largest(list, pages, take < least ? least : take, out);
 }
 
@@ -167,26 +186,49 @@ static double take_change(const scene *s, int token)
     return sum;
 }
 
+// The fewest whose changes add up to a share of all.
+static int count_share(const scene *s, candidate *list, int count, verdict *out)
+{
+    double all = 0.0, held = 0.0;
+    int take = 0;
+    for (int i = 0; i < count; i++)
+        all += list[i].value;
+    qsort(list, (size_t)count, sizeof *list, by_value);
+    for (int i = 0; i < count; i++) {
+        const double off = held - s->setup->config.active_share * all;
+        if (fabs(off) <= gap * all)
+            out[list[i].index] = EITHER;
+        take += off < 0.0;
+        held += list[i].value;
+    }
+    return take;
+}
+
 static void choose_readers(const scene *s, verdict *out)
 {
     const losa_config *c = &s->setup->config;
     candidate list[MAX_BLOCK];
     int count = 0;
-    const bool chosen = s->seg->kind == KERN_SEG_STEP && reuses(s->setup) && !reads_everything(s) &&
-                        c->rule != KERN_ACTIVE_ALL;
+    const bool chosen =
+        s->seg->step > 0 && reuses(s->setup) && !reads_everything(s) && c->rule != KERN_ACTIVE_ALL;
+    const bool none = s->m->rests && !reads_everything(s);
     for (int i = 0; i < s->seg->count; i++) {
         const int token = s->seg->first + i, state = st_state(s->story, s->seg->request, token);
         const bool denoised = i >= s->seg->count - s->denoised;
         const double change = denoised ? take_change(s, token) : 0.0;
         const bool new = state &KERN_ROW_NEW, masked = state &KERN_ROW_MASKED;
-        out[i] = !chosen || (new && c->rule != KERN_ACTIVE_TOPK) ||
-                         (masked && c->rule == KERN_ACTIVE_UNSETTLED)
-                     ? IN
-                     : OUT;
-        if (out[i] == OUT && c->rule != KERN_ACTIVE_UNSETTLED)
+        const bool by_state =
+            (new && (c->rule == KERN_ACTIVE_NEW_TOPK || c->rule == KERN_ACTIVE_UNSETTLED)) ||
+            (masked && c->rule == KERN_ACTIVE_UNSETTLED);
+        out[i] = !none && (!chosen || by_state) ? IN : OUT;
+        if (chosen && out[i] == OUT && c->rule != KERN_ACTIVE_UNSETTLED)
             list[count++] = (candidate){change, i};
     }
-    take_largest(list, count, c->active_k, out);
+    verdict unsure[MAX_BLOCK] = {OUT};
+    const bool share = chosen && c->rule == KERN_ACTIVE_SHARE;
+    take_largest(list, count, share ? count_share(s, list, count, unsure) : c->active_k, out);
+    for (int i = 0; share && i < s->seg->count; i++)
+        out[i] = unsure[i] == EITHER ? EITHER : out[i];
 }
 
 // ---- what they read ------------------------------------------------------------------------
@@ -251,7 +293,7 @@ static void join(verdict *all, const verdict *one, int pages)
 static void choose_pages(const scene *s, int list, verdict *out)
 {
     const int pages = pages_in(s, prefix_of(s, s->seg->first)), budget = scan_budget(s);
-    const bool kept = lists_by_mass(s->setup) && !opens(s->seg->kind);
+    const bool kept = keeps_lists(s->setup) && !opens(s->seg->kind);
     bool anybody = false;
     for (int i = 0; i < s->seg->count; i++) {
         if (!s->got->active[s->forward->row0[s->index] + i])
@@ -262,7 +304,7 @@ static void choose_pages(const scene *s, int list, verdict *out)
         if (budget == 0)
             break;
         scan_row(s, s->seg->first + i, list, pages, value);
-        take_pages(s, value, pages, budget, mine);
+        take_pages(value, pages, pages_in(s, budget), mine);
         join(out, mine, pages);
     }
     if (anybody && kept)
@@ -391,20 +433,51 @@ static void follow_head(const scene *s, int i, int head, double mass[MAX_HEADS][
             tolerance);
 }
 
+// Sparse-dLLM: the mean over the heads of (the mean over the block's queries) . key, the
+// largest of three neighbours, and of a page's tokens.
+static void rate_keys(const scene *s, int list, int pages, double *value)
+{
+    const st_shape *shape = &s->setup->shape;
+    const int end = s->seg->first + s->seg->count, block = shape->block;
+    const int prefix = prefix_of(s, end - 1);
+    static double rate[MAX_TOKENS];
+    double mean[MAX_HEADS * MAX_DIM] = {0};
+    for (int i = end - block; i < end; i++)
+        for (int c = 0; c < shape->heads * shape->dim; c++)
+            mean[c] += (double)st_qkv(s->story, s->layer, s->seg->request, i)[c] / block;
+    for (int t = 0; t < prefix; t++) {
+        rate[t] = 0.0;
+        for (int h = 0; h < shape->heads; h++)
+            for (int c = 0; in_list(s, h, list) && c < shape->dim; c++)
+                rate[t] += mean[h * shape->dim + c] * s->m->k[t][h / group_of(s)][c];
+    }
+    for (int g = 0; g < pages; g++)
+        value[g] = -INFINITY;
+    for (int t = 0; t < prefix; t++)
+        for (int n = t - 1; n <= t + 1; n++)
+            if (n >= 0 && n < prefix)
+                value[t / shape->page] = fmax(value[t / shape->page], rate[n]);
+}
+
 static void follow_attention(const scene *s)
 {
     static double mass[MAX_HEADS][MAX_PAGES];
+    const losa_config *c = &s->setup->config;
     memset(mass, 0, sizeof mass);
     for (int i = 0; i < s->seg->count; i++)
         for (int h = 0; h < s->setup->shape.heads; h++)
             follow_head(s, i, h, mass);
-    if (!lists_by_mass(s->setup) || !opens(s->seg->kind) ||
-        s->layer < s->setup->config.dense_layers)
+    if (!keeps_lists(s->setup) || !(opens(s->seg->kind) || is_early(s)) ||
+        s->layer < c->dense_layers)
         return;
     const int pages = pages_in(s, prefix_of(s, s->seg->first + s->seg->count - 1));
     memset(s->m->kept, 0, sizeof s->m->kept);
-    for (int l = 0; l < s->forward->lists; l++)
-        take_pages(s, mass[l], pages, s->setup->config.budget, s->m->kept[l]);
+    const int take = c->keep > 0 ? (int)(c->keep * pages) + 1 : pages_in(s, c->budget);
+    for (int l = 0; l < s->forward->lists; l++) {
+        if (!lists_by_mass(s->setup))
+            rate_keys(s, l, pages, mass[l]);
+        take_pages(mass[l], pages, take, s->m->kept[l]);
+    }
 }
 
 // ----------------------------------------------------------------------------------------------
@@ -423,6 +496,24 @@ static void write_keys(const scene *s)
             }
         s->m->written = token + 1;
     }
+}
+
+// FlashBlock: rows rest while fewer than `refresh` tokens were unmasked since they read.
+static void note_step(const scene *s)
+{
+    memory *m = s->m;
+    for (int i = 0; s->seg->step > 0 && i < s->seg->count; i++)
+        m->unread += (st_state(s->story, s->seg->request, s->seg->first + i) & KERN_ROW_NEW) != 0;
+    m->rests =
+        named(s->setup, "flashblock") && s->seg->step > 0 && m->unread < s->setup->config.refresh;
+    if (!m->rests)
+        m->unread = 0;
+}
+
+static void enter(const scene *s)
+{
+    write_keys(s);
+    note_step(s);
 }
 
 reference *reference_new(const st_story *story)
@@ -457,8 +548,7 @@ void reference_follow(reference *r, const st_story *story, const st_forward *for
                                  .index = g,
                                  .layer = l,
                                  .denoised = st_denoised(setup, seg)};
-                void (*const passes[])(const scene *) = {write_keys, follow_choices,
-                                                         follow_attention};
+                void (*const passes[])(const scene *) = {enter, follow_choices, follow_attention};
                 passes[pass](&s);
             }
 }

@@ -10,6 +10,7 @@ typedef struct request_state {
     kt_rng rng;
     int tokens; // prompt and two blocks
     int step;   // of its own timetable
+    int unread; // tokens unmasked since the block last read
     float *qkv[ST_LAYERS], *hidden[ST_LAYERS];
     int32_t *state, *pages;
 } request_state;
@@ -217,26 +218,27 @@ static int timetable(const st_setup *setup, int request, int step, st_seg *out)
     const bool sparse = losa_reading_of(&setup->config, KERN_SEG_FIRST).sparse;
     const int commit = 3 + setup->steps, first = commit + (setup->merged ? 0 : 1);
     if (step < 2) {
-        *out = (st_seg){request, KERN_SEG_PREFILL, step ? half : 0, step ? prompt - half : half};
+        *out = (st_seg){request, KERN_SEG_PREFILL, step ? half : 0, step ? prompt - half : half, 0};
         return out->count > 0;
     }
     if (step == 2 || step < commit) {
-        *out = (st_seg){request, step == 2 ? KERN_SEG_OPEN : KERN_SEG_STEP, prompt, block};
+        *out =
+            (st_seg){request, step == 2 ? KERN_SEG_OPEN : KERN_SEG_STEP, prompt, block, step - 2};
         return 1;
     }
     if (step == commit && setup->merged && !sparse) {
-        *out = (st_seg){request, KERN_SEG_FIRST, prompt, 2 * block};
+        *out = (st_seg){request, KERN_SEG_FIRST, prompt, 2 * block, 0};
         return 1;
     }
     int count = 0;
     if (step == commit)
-        out[count++] = (st_seg){request, KERN_SEG_COMMIT, prompt, block};
+        out[count++] = (st_seg){request, KERN_SEG_COMMIT, prompt, block, 0};
     if (step == first)
-        out[count++] = (st_seg){request, KERN_SEG_FIRST, next, block};
+        out[count++] = (st_seg){request, KERN_SEG_FIRST, next, block, 0};
     if (step > first && step <= first + setup->steps)
-        out[count++] = (st_seg){request, KERN_SEG_STEP, next, block};
+        out[count++] = (st_seg){request, KERN_SEG_STEP, next, block, step - first};
     if (step == first + setup->steps + 1)
-        out[count++] = (st_seg){request, KERN_SEG_COMMIT, next, block};
+        out[count++] = (st_seg){request, KERN_SEG_COMMIT, next, block, 0};
     return count > 0 ? count : -1;
 }
 
@@ -263,6 +265,25 @@ static void move_tokens(st_story *s, const st_seg *seg)
     }
 }
 
+// The kind of a later step, after its tokens moved.
+static int step_kind(st_story *s, const st_seg *seg)
+{
+    request_state *r = &s->request[seg->request];
+    for (int t = seg->first; t < seg->first + seg->count; t++)
+        r->unread += (r->state[t] & KERN_ROW_NEW) != 0;
+    const losa_block block = {seg->step, s->setup.steps + 1, r->unread};
+    return losa_step_kind(&s->setup.config, &block);
+}
+
+static void move(st_story *s, st_seg *seg)
+{
+    move_tokens(s, seg);
+    if (seg->kind == KERN_SEG_STEP)
+        seg->kind = step_kind(s, seg);
+    if (seg->kind != KERN_SEG_REST)
+        s->request[seg->request].unread = 0;
+}
+
 // The segments of all requests, in losa_kind_order. False when all are done.
 static bool plan_forward(st_story *s)
 {
@@ -274,7 +295,8 @@ static bool plan_forward(st_story *s)
             continue;
         const int n = timetable(&s->setup, i, s->request[i].step++, all + count);
         done += n < 0;
-        count += n < 0 ? 0 : n;
+        for (int end = count + n; count < end; count++)
+            move(s, &all[count]);
     }
     if (done == s->setup.requests)
         return false;
@@ -512,8 +534,6 @@ bool st_next(st_story *s, const st_forward **out)
     if (!plan_forward(s))
         return false;
     s->forwards++;
-    for (int g = 0; g < s->forward.segs; g++)
-        move_tokens(s, &s->forward.seg[g]);
     *out = &s->forward;
     if (s->forward.segs == 0)
         return true;

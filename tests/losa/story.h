@@ -32,6 +32,7 @@ typedef struct st_setup {
 
 typedef struct st_seg {
     int request, kind, first, count;
+    int step; // that the block has had, in a later step
 } st_seg;
 
 // What a layer did, over all ranks. Lists: 1, or one per KV head of the model.

@@ -5,7 +5,7 @@
 // or end inside one.
 #include "tests/losa/reference.h"
 
-enum { ROUNDS = 12 };
+enum { ROUNDS = 10 };
 
 static int pick(kt_rng *rng, const int *from, int count)
 {
@@ -42,7 +42,8 @@ static void random_requests(kt_rng *rng, st_setup *setup)
 
 static void random_rule(kt_rng *rng, losa_config *config)
 {
-    config->rule = (kern_active_rule)kt_int(rng, KERN_ACTIVE_ALL, KERN_ACTIVE_UNSETTLED);
+    config->rule = (kern_active_rule)kt_int(rng, KERN_ACTIVE_ALL, KERN_ACTIVE_SHARE);
+    config->active_share = kt_uniform(rng, 0.2f, 0.9f);
     config->active_k = kt_int(rng, 1, 6);
 }
 
@@ -56,7 +57,11 @@ static st_setup random_setup(const char *policy, int round, kt_rng *rng)
     s.config.page = s.shape.page;
     s.config.budget = PICK(rng, 1, 2, 3, 5) * s.shape.page - 3;
     s.config.scan_budget = PICK(rng, 1, 3, 4) * s.shape.page;
-    s.config.first_sparse = round % 3 != 0;
+    s.config.first_budget = round % 4 ? 0 : 2 * s.shape.page;
+    s.config.keep = round % 3 == 2 ? 0.3 : 0.0;
+    s.config.skip = round % 2 ? 0.3 : 0.7;
+    s.config.refresh = PICK(rng, 1, 2, 5);
+    s.config.first = (losa_first)(round % 3);
     s.config.commit_scan = round % 3 == 1;
     s.config.dense_layers = kt_int(rng, 0, 3) == 0;
     s.config.scope = kt_int(rng, 0, 1) ? LOSA_SCOPE_SHARED : LOSA_SCOPE_HEAD;

@@ -39,6 +39,12 @@ static const variant variants[] = {
     {"losa-mix", "unsettled", true, true, LOSA_SCOPE_SHARED, LOSA_LOCALITY_QUERY},
     {"mage", "unsettled", false, true, LOSA_SCOPE_SHARED, LOSA_LOCALITY_QUERY},
     {"mage", "unsettled", true, false, LOSA_SCOPE_HEAD, LOSA_LOCALITY_QUERY},
+    {"losa", "mass:0.7", false, true, LOSA_SCOPE_SHARED, LOSA_LOCALITY_QUERY},
+    {"losa", "mass:0.7", true, true, LOSA_SCOPE_HEAD, LOSA_LOCALITY_HIDDEN},
+    {"sparsed", "unsettled", false, true, LOSA_SCOPE_SHARED, LOSA_LOCALITY_QUERY},
+    {"sparse-dllm", "unsettled", false, true, LOSA_SCOPE_SHARED, LOSA_LOCALITY_QUERY},
+    {"sparse-dllm", "unsettled", true, true, LOSA_SCOPE_HEAD, LOSA_LOCALITY_QUERY},
+    {"flashblock", "unsettled", false, true, LOSA_SCOPE_SHARED, LOSA_LOCALITY_QUERY},
 };
 enum { VARIANTS = sizeof variants / sizeof variants[0] };
 
@@ -50,7 +56,7 @@ static rt_engine_options tiny_options(const variant *v)
     o.attention.budget = 12;
     o.attention.scan_budget = 4;
     o.attention.page = 4;
-    o.attention.first_sparse = v->first_sparse;
+    o.attention.first = v->first_sparse ? LOSA_FIRST_SPARSE : LOSA_FIRST_DENSE;
     o.attention.commit_scan = v->commit_scan;
     o.attention.scope = v->scope;
     o.attention.locality = v->locality;

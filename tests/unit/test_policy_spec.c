@@ -26,7 +26,7 @@ static void test_words(void **state)
     assert_int_equal(c.scan_budget, 32);
     assert_int_equal(c.rule, KERN_ACTIVE_NEW_TOPK);
     assert_int_equal(c.active_k, 3);
-    assert_true(c.first_sparse);
+    assert_true(c.first == LOSA_FIRST_SPARSE);
     assert_false(c.commit_scan);
     c = parse("losa:topk:5:plan-scope=head:locality=hidden:page-size=32:dense-layers=2");
     assert_int_equal(c.budget, standard.budget);

@@ -226,7 +226,7 @@ static void test_fields(void **state)
     for (int i = 0; i < 5; i++) {
         sample_init(&s);
         s.active[1] = i == 0 ? 15 : 3;
-        s.plan.kind = i == 1 ? 5 : 4;
+        s.plan.kind = i == 1 ? 7 : 4;
         s.plan.rows = i == 2 ? 0 : 16;
         s.list[0].has_all = s.list[0].all = i == 3;
         s.plan.session = i == 4 ? 0 : 7;
