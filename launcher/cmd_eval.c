@@ -33,6 +33,9 @@ static const app_option options[] = {
     APP_OPTION_KV_MEMORY(app_eval_args,
                          "most memory of KV pages on each rank, such as 8G; documents that find "
                          "none wait"),
+    {"probe", 0, APP_INT, AT(engine.probe_every), 0, 1 << 20, "N", NULL,
+     "compare the logits of one in N sparse steps with dense attention's; 0: of none", NULL, NULL,
+     NULL},
     APP_OPTION_TIMEOUT(app_eval_args),
 
     {"resume", 'r', APP_TEXT, AT(resume), 0, 0, "FILE", NULL,
@@ -48,10 +51,11 @@ static const app_option options[] = {
 
 static void defaults(void *target)
 {
-    enum { SESSIONS = 16, TOKENS = 160 };
+    enum { SESSIONS = 16, TOKENS = 160, PROBE = 4 };
     app_eval_args *args = target;
     args->engine = rt_engine_options_default();
     args->engine.max_sessions = SESSIONS;
+    args->engine.probe_every = PROBE;
     args->request = rt_request_default();
     args->request.max_tokens = TOKENS;
     args->policies = "dense,quest-init:128,losa:128";

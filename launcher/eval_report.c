@@ -106,9 +106,9 @@ static rt_status print_length(FILE *to, const app_cell *cells, size_t n,
                               const app_policies *policies)
 {
     static const app_column answers[] = {
-        APP_RIGHT,     APP_EXACT,      APP_EXACT_LOW,  APP_EXACT_HIGH,     APP_F1,
-        APP_WON,       APP_LOST,       APP_DIFFERENCE, APP_DIFFERENCE_LOW, APP_DIFFERENCE_HIGH,
-        APP_SAME_TEXT, APP_SAME_TOKENS};
+        APP_RIGHT,     APP_EXACT,       APP_EXACT_LOW,   APP_EXACT_HIGH,     APP_F1,
+        APP_WON,       APP_LOST,        APP_DIFFERENCE,  APP_DIFFERENCE_LOW, APP_DIFFERENCE_HIGH,
+        APP_SAME_TEXT, APP_SAME_TOKENS, APP_SAME_CHOICE, APP_DIVERGENCE};
     static const app_column costs[] = {APP_DENSITY_LATER,     APP_DENSITY_STEPS,
                                        APP_DENSITY_TOTAL,     APP_READS,
                                        APP_INFLATION,         APP_ACTIVE,

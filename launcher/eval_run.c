@@ -64,11 +64,13 @@ static rt_status describe(const app_eval_args *args, int ranks, rt_str *out)
     return rt_str_printf(out,
                          "ranks=%d device=%s precision=%s chat=%d max-tokens=%d strategy=%d "
                          "steps=%d threshold=%.17g "
-                         "sub-block=%d commit=%d temperature=%.17g top-k=%d top-p=%.17g seed=%llu",
+                         "sub-block=%d commit=%d temperature=%.17g top-k=%d top-p=%.17g seed=%llu "
+                         "probe=%d",
                          ranks, app_device_choice(args->engine.device),
                          app_precision_choice(args->engine.precision), !args->plain, r->max_tokens,
                          (int)r->strategy, r->steps, r->threshold, r->sub_block, args->commit,
-                         r->temperature, r->top_k, r->top_p, (unsigned long long)r->seed);
+                         r->temperature, r->top_k, r->top_p, (unsigned long long)r->seed,
+                         args->engine.probe_every);
 }
 
 static rt_status read_documents(const app_eval_args *args, app_documents *out)
@@ -136,7 +138,11 @@ static rt_status score(const app_document *d, const rt_result *result, json_t **
     app_score score;
     RT_TRY(app_score_answer(d->accept, result->text, &score));
     RT_TRY(app_report_result(result, rt_finish_name(result->finish), &object));
+    const rt_probed *p = &result->probed;
+    json_t *probe = json_pack("{s:i, s:f, s:i}", "positions", p->positions, "divergence",
+                              p->divergence, "same", p->same);
     if (json_object_set_new(object, "right", json_boolean(score.right)) != 0 ||
+        json_object_set_new(object, "probe", probe) != 0 ||
         (isfinite(score.f1) && json_object_set_new(object, "f1", json_real(score.f1)) != 0)) {
         json_decref(object);
         return RT_FAIL(RT_ERR_NOMEM, "%s: no memory", d->id);

@@ -22,6 +22,9 @@ const app_column_info app_columns[APP_COLUMNS] = {
     [APP_DIFFERENCE_HIGH] = {"difference_high", "to", 1, 3},
     [APP_SAME_TEXT] = {"same_text", "same text", 1, 3},
     [APP_SAME_TOKENS] = {"same_tokens", "same tokens", 1, 3},
+    [APP_PROBED] = {"probed_positions", "probed", 1, 0},
+    [APP_DIVERGENCE] = {"divergence", "KL, nats", 1, 4},
+    [APP_SAME_CHOICE] = {"same_choice", "same choice", 1, 4},
     [APP_DENSITY_LATER] = {"density_later", "later", 1, 3},
     [APP_DENSITY_STEPS] = {"density_steps", "steps", 1, 3},
     [APP_DENSITY_TOTAL] = {"density_total", "total", 1, 3},
@@ -58,6 +61,7 @@ typedef struct tally {
     mean of[APP_COLUMNS]; // the columns that are means
     double tokens, forwards, steps, blocks, bytes;
     double dense_forwards, dense_bytes;
+    double probed, divergence, same_choice; // sums over probed positions
 } tally;
 
 static void add(mean *m, double value)
@@ -123,6 +127,13 @@ static void add_stats(tally *t, const json_t *stats)
     t->bytes += number(stats, "prefix_bytes_read");
 }
 
+static void add_probe(tally *t, const json_t *probe)
+{
+    t->probed += number(probe, "positions");
+    t->divergence += number(probe, "divergence");
+    t->same_choice += number(probe, "same");
+}
+
 static void add_pair(tally *t, const json_t *result, const json_t *dense)
 {
     const json_t *stats = json_object_get(dense, "stats");
@@ -156,6 +167,7 @@ static rt_status take_documents(const source *s, const app_cell *cell, tally *t)
         t->tokens += number(json_object_get(result, "usage"), "completion_tokens");
         add(&t->of[APP_F1], number(result, "f1"));
         add_stats(t, json_object_get(result, "stats"));
+        add_probe(t, json_object_get(result, "probe"));
         if (s->dense < s->policies->count)
             add_pair(t, result, app_store_find(s->store, policies[s->dense].key, d->id));
     }
@@ -193,6 +205,9 @@ static rt_status fill_cell(const source *s, app_cell *cell)
     value[APP_EXACT_HIGH] = exact.high;
     value[APP_STEPS_PER_BLOCK] = ratio(t.steps, t.blocks);
     value[APP_TOKENS_PER_FORWARD] = ratio(t.tokens, t.forwards);
+    value[APP_PROBED] = t.probed;
+    value[APP_DIVERGENCE] = ratio(t.divergence, t.probed);
+    value[APP_SAME_CHOICE] = ratio(t.same_choice, t.probed);
     if (s->dense < s->policies->count)
         compare(&t, cell->policy == s->dense, value);
     return RT_OK;

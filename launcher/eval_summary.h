@@ -25,6 +25,9 @@ typedef enum app_column {
     APP_DIFFERENCE_HIGH,
     APP_SAME_TEXT,     // share of documents with dense's text
     APP_SAME_TOKENS,   // mean share of positions with dense's token
+    APP_PROBED,        // positions of probed steps
+    APP_DIVERGENCE,    // of their logits from dense attention's, mean, nats
+    APP_SAME_CHOICE,   // share of them with dense attention's best token
     APP_DENSITY_LATER, // means over documents
     APP_DENSITY_STEPS,
     APP_DENSITY_TOTAL,

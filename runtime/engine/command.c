@@ -328,6 +328,17 @@ static void add_prefill(rt_engine *e, rt_command *c)
 
 // ---- the command --------------------------------------------------------------------------
 
+static void mark_probes(const rt_engine *e, rt_command *c)
+{
+    for (int i = 0; i < c->count; i++) {
+        Pb__Segment *s = &c->segments[i];
+        const rt_session *of = e->running[s->slot];
+        s->has_probe = true;
+        s->probe = rt_segment_denoised(s, e->config.block_length) > 0 &&
+                   rt_probe_samples(e, (int)of->prompt.len, of->steps, (int)s->kind);
+    }
+}
+
 // Sorts the segments into losa_kind_order; those of equal order stay as they are.
 static void order_segments(const rt_engine *e, rt_command *c)
 {
@@ -345,6 +356,7 @@ rt_status rt_command_make(rt_engine *e, rt_command *c)
     RT_TRY(admit_queued(e, c));
     add_blocks(e, c);
     add_prefill(e, c);
+    mark_probes(e, c);
     order_segments(e, c);
     fill_step(e, c);
     return RT_OK;

@@ -250,6 +250,8 @@ static rt_status open_state(rt_engine *e)
     RT_TRY(rt_batch_open(e->dev, max_rows(e), max_segs(e), pages, &e->batch));
     RT_TRY(open_attention(e, pages));
     RT_TRY(open_denoise(e));
+    if (e->options.probe_every > 0)
+        RT_TRY(rt_probe_open(e, pages, &e->probe));
     return records(e) ? rt_graphs_open(e->dev, e->group.comm, &e->graphs) : RT_OK;
 }
 
@@ -298,6 +300,7 @@ void rt_engine_empty(rt_engine *e)
     rt_free(e->slots);
     rt_free(e->running);
     rt_graphs_close(e->graphs);
+    rt_probe_close(e->probe);
     kern_buf_free(e->counts);
     rt_free(e->results);
     rt_tokenizer_close(e->tokenizer);

@@ -48,6 +48,9 @@ typedef struct rt_engine_options {
     bool no_graph;        // enqueue every call of a step, where the device could replay them
     bool allow_nonfinite; // load weights that hold NaN or infinity
     losa_config attention;
+    // Compares the logits of every so many-th step that does not read everything with dense
+    // attention's, in a second forward; 0: never.
+    int probe_every;
     const char *trace_plans; // file for every mask and page list, written by rank 0; NULL: none
 } rt_engine_options;
 rt_engine_options rt_engine_options_default(void);
@@ -168,6 +171,13 @@ typedef struct rt_stats {
     double prefill_seconds, decode_seconds;
 } rt_stats;
 
+// Sums over the masked positions of probed steps.
+typedef struct rt_probed {
+    int positions;
+    double divergence; // KL(dense || policy) of the next token, nats
+    int same;          // with the same most likely token
+} rt_probed;
+
 // Valid only during on_done.
 typedef struct rt_result {
     const char *text; // cut at the stop; NUL-terminated
@@ -179,6 +189,7 @@ typedef struct rt_result {
     rt_finish finish;
     int prompt_tokens, completion_tokens;
     rt_stats stats;
+    rt_probed probed;
 } rt_result;
 
 // Rank 0. Tokenises, checks and queues. A prompt that can never fit, or a bad

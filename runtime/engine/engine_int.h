@@ -10,6 +10,7 @@
 //   scheduler.c  rank 0: the queue, one step, what follows from it
 //   session.c    rank 0: text, stops, results of one request
 //   logits.c     rank 0: the logits of a prefill
+//   probe.c      the logits of steps against dense attention's
 //   trace.c      rank 0: the file of page plans
 #ifndef RUNTIME_ENGINE_ENGINE_INT_H
 #define RUNTIME_ENGINE_ENGINE_INT_H
@@ -21,6 +22,7 @@
 #include "runtime/engine/graphs.h"
 #include "runtime/engine/kvcache.h"
 #include "runtime/engine/pagebook.h"
+#include "runtime/engine/probe.h"
 #include "runtime/engine/session.h"
 #include "runtime/engine/slot.h"
 #include "runtime/engine/trace.h"
@@ -44,6 +46,7 @@ struct rt_engine {
     rt_denoise *denoise;
     rt_slot *slots;    // [max_sessions]
     rt_graphs *graphs; // NULL: forwards are not recorded
+    rt_probe *probe;   // NULL: steps are not probed
     kern_buf *counts;  // shared: the plan counters of the last forward, i64 [segs, KERN_COUNT_N]
 
     // The last step's released sessions: results of all ranks, [released, ranks].
@@ -94,7 +97,10 @@ rt_status rt_step_receive(rt_engine *e, Pb__Step **out);
 rt_status rt_step_execute(rt_engine *e, const Pb__Step *step);
 void rt_step_drop_results(rt_engine *e);
 
-// All ranks: the logits of the last forward's rows, handed to e->emit on rank 0.
+// All ranks: the logits of rows of the last forward, handed to `emit` on rank 0.
+rt_status rt_logits_rows(rt_engine *e, const int32_t *index, int rows, rt_logits_fn *emit,
+                         void *ctx);
+// Those of its first `rows` rows, handed to e->emit.
 rt_status rt_logits_gather(rt_engine *e, int rows);
 
 // Pages a request of this span needs.

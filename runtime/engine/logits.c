@@ -26,7 +26,7 @@ static rt_status join_shards(const rt_engine *e, const float *shards, size_t row
     return RT_OK;
 }
 
-static rt_status emit_rows(rt_engine *e, size_t rows, size_t width)
+static rt_status emit_rows(rt_engine *e, size_t rows, size_t width, rt_logits_fn *emit, void *ctx)
 {
     const size_t ranks = (size_t)comm_ranks(e->group.comm);
     float *shards = NULL, *joined = NULL;
@@ -35,29 +35,17 @@ static rt_status emit_rows(rt_engine *e, size_t rows, size_t width)
     RT_TRY_GOTO(status, RT_ALLOC(joined, rows * (size_t)e->config.vocab, "logits"), free_rows);
     RT_TRY_GOTO(status, kern_read(e->gathered, 0, shards, ranks * rows * width), free_rows);
     RT_TRY_GOTO(status, join_shards(e, shards, rows, joined), free_rows);
-    RT_TRY_GOTO(status, e->emit(e->emit_ctx, joined, rows, e->config.vocab), free_rows);
+    RT_TRY_GOTO(status, emit(ctx, joined, rows, e->config.vocab), free_rows);
 free_rows:
     rt_free(shards);
     rt_free(joined);
     return status;
 }
 
-// Rows [first, first + rows) of the last forward. The first rank has the widest shard;
-// every rank sends as much.
-static rt_status gather_rows(rt_engine *e, int first, int rows, size_t width)
+rt_status rt_logits_rows(rt_engine *e, const int32_t *index, int rows, rt_logits_fn *emit,
+                         void *ctx)
 {
-    int32_t index[RT_LOGITS_ROWS];
-    for (int i = 0; i < rows; i++)
-        index[i] = first + i;
-    RT_TRY(kern_write(e->logits_index, 0, index, (size_t)rows));
-    const kern_buf *logits;
-    RT_TRY(rt_model_head(e->model, e->logits_index, rows, &logits));
-    RT_TRY(comm_allgather(e->group.comm, COMM_VOCAB, logits, (size_t)rows * width, e->gathered));
-    return rt_engine_is_root(e) ? emit_rows(e, (size_t)rows, width) : RT_OK;
-}
-
-rt_status rt_logits_gather(rt_engine *e, int rows)
-{
+    // The first rank has the widest shard; every rank sends as much.
     const size_t ranks = (size_t)comm_ranks(e->group.comm);
     const size_t width = ((size_t)e->config.vocab + ranks - 1) / ranks;
     if (!e->gathered) {
@@ -66,10 +54,26 @@ rt_status rt_logits_gather(rt_engine *e, int rows)
         RT_TRY(kern_buf_new(e->dev, KERN_I32, RT_LOGITS_ROWS, "rows of logits", &e->logits_index));
     }
     for (int first = 0; first < rows; first += RT_LOGITS_ROWS) {
-        const int left = rows - first;
-        RT_TRY(gather_rows(e, first, left < RT_LOGITS_ROWS ? left : RT_LOGITS_ROWS, width));
+        const int left = rows - first, n = left < RT_LOGITS_ROWS ? left : RT_LOGITS_ROWS;
+        const kern_buf *logits;
+        RT_TRY(kern_write(e->logits_index, 0, index + first, (size_t)n));
+        RT_TRY(rt_model_head(e->model, e->logits_index, n, &logits));
+        RT_TRY(comm_allgather(e->group.comm, COMM_VOCAB, logits, (size_t)n * width, e->gathered));
+        if (rt_engine_is_root(e))
+            RT_TRY(emit_rows(e, (size_t)n, width, emit, ctx));
     }
     return RT_OK;
+}
+
+rt_status rt_logits_gather(rt_engine *e, int rows)
+{
+    int32_t *index;
+    RT_TRY(RT_ALLOC(index, (size_t)rows, "rows of logits"));
+    for (int i = 0; i < rows; i++)
+        index[i] = i;
+    const rt_status status = rt_logits_rows(e, index, rows, e->emit, e->emit_ctx);
+    rt_free(index);
+    return status;
 }
 
 static rt_status send_and_run(rt_engine *e, Pb__Step *step)

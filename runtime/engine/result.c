@@ -96,6 +96,7 @@ void rt_session_deliver(const rt_engine *e, rt_session *s, Pb__Result *const *re
         .prompt_tokens = (int)s->prompt.len,
         .completion_tokens = (int)s->output.len,
         .stats = collect_stats(e, s, results),
+        .probed = s->probed,
     };
     s->request.on_done(s->request.ctx, s->id, &result);
 }

@@ -30,6 +30,7 @@ struct rt_session {
     rt_finish finish;
 
     int blocks, steps, forwards, prefill_forwards, shared_tokens;
+    rt_probed probed;
     double admitted_at, prefilled_at, finished_at;
 };
 

@@ -316,8 +316,11 @@ static rt_status run_forward(rt_engine *e, const Pb__Step *step)
     RT_TRY(run_batch(e, &args));
     RT_TRY(comm_settle(e->group.comm, e->dev));
     e->forward_seconds += rt_clock_now() - begun;
+    const uint64_t bytes = exchanged(e) - before;
+    if (e->probe)
+        RT_TRY(rt_probe_run(e, &args));
     rt_denoise_take(e->denoise, &e->batch, &args, e->slots);
-    account(e, &args, exchanged(e) - before);
+    account(e, &args, bytes);
     advance(e, &args);
     return step->logits ? rt_logits_gather(e, e->batch.kern.rows) : RT_OK;
 }

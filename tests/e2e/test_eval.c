@@ -67,6 +67,8 @@ static void check_summary(const json_t *summary)
     assert_true(run_number(losa, "density_later") < run_number(losa, "density_steps"));
     assert_true(run_number(losa, "density_total") < 1 && run_number(losa, "reads") < 1);
     assert_true(run_number(losa, "exact_low") < 1 && run_number(losa, "difference_low") < 0);
+    assert_true(run_number(losa, "probed_positions") > 0 && run_number(losa, "divergence") > 0);
+    assert_true(run_number(losa, "same_choice") > 0.9);
     assert_true(run_number(dense, "exchange_bytes") == 0);
     assert_true(run_number(losa, "exchange_bytes") > 0);
     assert_int_equal(run_number(cell(summary, "losa:128", "mk"), "documents"), 1);

@@ -106,6 +106,7 @@ static void on_done(void *ctx, rt_session_id id, const rt_result *r)
     a->finish = r->finish;
     a->prompt_tokens = r->prompt_tokens;
     a->stats = r->stats;
+    a->probed = r->probed;
     a->place = a->finishers ? (*a->finishers)++ : 0;
     a->done++;
 }

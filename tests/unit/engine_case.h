@@ -41,6 +41,7 @@ typedef struct engine_answer {
     rt_finish finish;
     int prompt_tokens;
     rt_stats stats;
+    rt_probed probed;
     int prefilled;  // calls of on_prefill
     int done;       // calls of on_done
     int place;      // in the order of on_done, from 0

@@ -122,6 +122,7 @@ typedef struct row {
     bool right;
     double density_later;
     int forwards, blocks;
+    int probed;
 } row;
 
 static void add(app_store *s, const app_policies *policies, const row *r)
@@ -130,12 +131,14 @@ static void add(app_store *s, const app_policies *policies, const row *r)
     while (strcmp(p->text, r->policy) != 0)
         p++;
     json_t *result =
-        json_pack("{s:s, s:[i,i,i], s:b, s:{s:i}, s:{s:i,s:i,s:i,s:f,s:f,s:f,s:f,s:f,s:i,s:i}}",
+        json_pack("{s:s, s:[i,i,i], s:b, s:{s:i}, s:{s:i,s:i,s:i,s:f,s:f,s:f,s:f,s:f,s:i,s:i}, "
+                  "s:{s:i,s:f,s:i}}",
                   "text", r->text, "token_ids", 1, 2, r->text[0], "right", r->right, "usage",
                   "completion_tokens", 8, "stats", "blocks", r->blocks, "steps", r->forwards,
                   "forwards", r->forwards, "density_later", r->density_later, "density_steps", 0.5,
                   "density_total", 0.5, "active_share", 0.5, "union_inflation", 1.5,
-                  "prefix_bytes_read", 1000 * r->forwards, "exchange_bytes", 10);
+                  "prefix_bytes_read", 1000 * r->forwards, "exchange_bytes", 10, "probe",
+                  "positions", r->probed, "divergence", 0.25 * r->probed, "same", r->probed / 2);
     assert_non_null(result);
     assert_ok(app_store_add(s, p->key, r->document, result));
     json_decref(result);
@@ -168,10 +171,10 @@ static app_document documents[] = {{.id = one, .task = mk, .length = 512},
 static void fill(app_store **store, app_policies *policies)
 {
     static const row rows[] = {
-        {"dense", "one", "a", true, 1, 4, 2},      {"dense", "two", "b", false, 1, 2, 2},
-        {"dense", "three", "c", true, 1, 6, 2},    {"losa", "one", "a", true, 0.2, 4, 2},
-        {"losa", "two", "x", true, 1, 2, 2}, // every block in one step: no later density
-        {"losa", "three", "y", false, 0.4, 12, 2},
+        {"dense", "one", "a", true, 1, 4, 2, 0},      {"dense", "two", "b", false, 1, 2, 2, 0},
+        {"dense", "three", "c", true, 1, 6, 2, 0},    {"losa", "one", "a", true, 0.2, 4, 2, 8},
+        {"losa", "two", "x", true, 1, 2, 2, 0}, // every block in one step: no later density
+        {"losa", "three", "y", false, 0.4, 12, 2, 4},
     };
     *policies = (app_policies){0};
     assert_ok(app_policies_parse("losa,dense", policies));
@@ -201,6 +204,10 @@ static void test_summary(void **state)
     is(all, APP_SAME_TOKENS, (1 + 2.0 / 3 + 2.0 / 3) / 3);
     is(all, APP_DENSITY_LATER, 0.3);
     is(all, APP_READS, 18.0 / 12);
+    is(all, APP_PROBED, 12);
+    is(all, APP_DIVERGENCE, 0.25);
+    is(all, APP_SAME_CHOICE, 0.5);
+    is(find(&s, 0, NULL, 1), APP_DIVERGENCE, NAN);
     is(all, APP_FORWARDS, 6);
     is(all, APP_FORWARDS_TO_DENSE, 1.5);
     is(all, APP_TOKENS_PER_FORWARD, 24.0 / 18);
