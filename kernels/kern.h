@@ -7,8 +7,8 @@
 // the host after kern_sync or kern_read (the CPU backend is synchronous). No
 // operation allocates. Arithmetic accumulates in f32 in a fixed order: the same call
 // gives the same bits, whatever the number of threads. On the CPU a row's result does
-// not depend on the other rows of the call either; on a GPU the number of rows may
-// choose another tiling, and so another rounding.
+// not depend on the other rows of the call either; on a GPU they decide how the work is
+// cut, and so how it is rounded.
 //
 // Matrices are row-major; [rows, cols] names the shape. A buffer holds at least
 // what the shape says; the rest is not touched.
@@ -441,14 +441,16 @@ typedef struct kern_page_plan_args {
 } kern_page_plan_args;
 rt_status kern_page_plan(kern_dev *dev, const kern_page_plan_args *args);
 
-// Attention mass of the pages, from what kern_attn_prefix left: for every segment with
-// a seg_mass, the sum over its denoised rows (kv_slot -1) and the heads of a list of
+// Attention mass of the pages, from what kern_attn left: for every segment with a seg_mass,
+// the sum over its denoised rows (kv_slot -1), all of them active, and the heads of a list of
 // e^(page_lse - lse), the share of a row's and head's prefix attention that fell on the
-// page. Lists as in kern_page_score; entries of absent lists and pages become 0.
+// page. Lists as in kern_page_score; entries of absent lists and of pages that the plan
+// does not name become 0.
 typedef struct kern_page_mass_args {
     const kern_buf *page_lse; // f32 [mass_segs, block, heads, max_pages]
     const kern_buf *lse;      // f32 [rows, heads]
     const kern_batch *batch;
+    const kern_plan *plan; // by which kern_attn read
     int heads, kv_heads;
     int score_lists, list0;
     kern_buf *mass; // f32 [mass_segs, score_lists, max_pages]
@@ -528,12 +530,15 @@ rt_status kern_plan_checksum(kern_dev *dev, const kern_plan_checksum_args *args)
 
 // ---- attention -----------------------------------------------------------------
 
-// Prefix attention of the active rows over their listed pages (FlashAttention's
-// online softmax; Dao 2023): o = softmax(scale q K^T) V and its log-sum-exp. An
-// empty prefix gives o = 0 and lse = -inf. Rows that are not active keep o, lse.
-typedef struct kern_attn_prefix_args {
-    const kern_buf *q; // f32 [rows, stride]
-    int stride;
+// Attention of every row to its prefix and to its own block.
+// The prefix part: active rows attend to their listed pages (FlashAttention's online
+// softmax; Dao 2023), o_p = softmax(scale q K^T) V, L_p its log-sum-exp; an empty prefix gives
+// o_p = 0 and L_p = -inf. It goes to `o`, `lse`, and to the prefix cache where the row has a
+// cache_slot. The other rows take theirs from the cache, so they must have a cache_slot;
+// their `o`, `lse` stay as they are. With (o_b, L_b) of the block (LoSA, steps 5 and 6)
+//   out = (e^Lp o_p + e^Lb o_b) / (e^Lp + e^Lb), the larger exponent subtracted.
+typedef struct kern_attn_args {
+    const kern_buf *qkv; // f32 [rows, (heads + 2 kv_heads) head_dim]
     kern_kv kv;
     const kern_batch *batch;
     const kern_plan *plan;
@@ -542,28 +547,13 @@ typedef struct kern_attn_prefix_args {
     kern_buf *o;   // f32 [rows, heads, head_dim]
     kern_buf *lse; // f32 [rows, heads]
     // If not NULL: f32 [mass_segs, block, heads, max_pages], log-sum-exp of the scores of
-    // each page, for the denoised rows (kv_slot -1) of segments with a seg_mass; -inf
-    // for pages that are not read.
+    // each page that is read, for the denoised rows (kv_slot -1) of segments with a
+    // seg_mass. What stands at other pages is not specified.
     kern_buf *page_lse;
-} kern_attn_prefix_args;
-rt_status kern_attn_prefix(kern_dev *dev, const kern_attn_prefix_args *args);
-
-// Attention of every row to its own block, merged with its prefix part (LoSA,
-// steps 5 and 6): (o_p, L_p) comes from `o`, `lse` for rows that are active in
-// the plan, and from the prefix cache for the others, which must have a
-// cache_slot. Active rows with a cache_slot refresh the cache.
-//   out = (e^Lp o_p + e^Lb o_b) / (e^Lp + e^Lb), the larger exponent subtracted.
-typedef struct kern_attn_merge_args {
-    const kern_buf *qkv; // f32 [rows, (heads + 2 kv_heads) head_dim]
-    const kern_batch *batch;
-    const kern_plan *plan;
-    int heads, kv_heads, head_dim;
-    float scale;
-    const kern_buf *o, *lse;       // from kern_attn_prefix
     kern_buf *cache_o, *cache_lse; // f32 [slots, heads, head_dim], [slots, heads]
     kern_buf *out;                 // f32 [rows, heads * head_dim]
-} kern_attn_merge_args;
-rt_status kern_attn_merge(kern_dev *dev, const kern_attn_merge_args *args);
+} kern_attn_args;
+rt_status kern_attn(kern_dev *dev, const kern_attn_args *args);
 
 // ---- vocabulary: confidence, sampling, unmasking -----------------------------------
 //

@@ -187,54 +187,38 @@ rt_status kern_kv_write(kern_dev *dev, const kern_kv_write_args *args)
     return dev->ops->kv_write(dev, args);
 }
 
-rt_status kern_attn_prefix(kern_dev *dev, const kern_attn_prefix_args *args)
+static rt_status check_attn(const kern_check *check, const kern_attn_args *args)
 {
-    KERN_TRY_ENTRY(dev, args);
-    const kern_check check = {"kern_attn_prefix", dev};
-    const kern_batch *batch = args->batch;
-    RT_TRY(
-        kern_check_batch(&check, batch, KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_PAGE_TABLE));
-    if (batch->rows == 0)
-        return RT_OK;
-    RT_TRY(kern_check_plan(&check, batch, args->plan));
-    RT_TRY(kern_check_kv(&check, &args->kv, batch));
-    RT_TRY(kern_check_query(&check, args->q, batch->rows, args->stride, args->heads, &args->kv));
-    const size_t rows = (size_t)batch->rows, heads = (size_t)args->heads;
-    KERN_TRY_BUF(&check, args, o, KERN_F32, rows, heads, (size_t)args->kv.head_dim);
-    KERN_TRY_BUF(&check, args, lse, KERN_F32, rows, heads);
-    if (args->page_lse) {
-        RT_TRY(kern_check_batch(&check, batch, KERN_NEED_KV_SLOT | KERN_NEED_SEG_MASS));
-        KERN_TRY_BUF(&check, args, page_lse, KERN_F32, (size_t)batch->mass_segs,
-                     (size_t)batch->block, heads, (size_t)batch->max_pages);
-    }
-    return dev->ops->attn_prefix(dev, args);
-}
-
-static rt_status check_merge(const kern_check *check, const kern_attn_merge_args *args)
-{
-    RT_TRY(kern_check_plan(check, args->batch, args->plan));
-    RT_TRY(kern_check_heads(check, args->heads, args->kv_heads, args->head_dim));
+    const kern_kv *kv = &args->kv;
     const size_t rows = (size_t)args->batch->rows, heads = (size_t)args->heads;
-    const size_t dim = (size_t)args->head_dim;
+    const size_t dim = (size_t)kv->head_dim;
+    RT_TRY(kern_check_plan(check, args->batch, args->plan));
+    RT_TRY(kern_check_kv(check, kv, args->batch));
+    RT_TRY(kern_check_heads(check, args->heads, kv->kv_heads, kv->head_dim));
     KERN_TRY_BUF(check, args, qkv, KERN_F32, rows,
-                 qkv_width(args->heads, args->kv_heads, args->head_dim));
+                 qkv_width(args->heads, kv->kv_heads, kv->head_dim));
     KERN_TRY_BUF(check, args, o, KERN_F32, rows, heads, dim);
     KERN_TRY_BUF(check, args, lse, KERN_F32, rows, heads);
     KERN_TRY_BUF(check, args, cache_o, KERN_F32, 0); // how many slots, cache_slot says
     KERN_TRY_BUF(check, args, cache_lse, KERN_F32, 0);
     KERN_TRY_BUF(check, args, out, KERN_F32, rows, heads, dim);
+    if (args->page_lse) {
+        RT_TRY(kern_check_batch(check, args->batch, KERN_NEED_KV_SLOT | KERN_NEED_SEG_MASS));
+        KERN_TRY_BUF(check, args, page_lse, KERN_F32, (size_t)args->batch->mass_segs,
+                     (size_t)args->batch->block, heads, (size_t)args->batch->max_pages);
+    }
     return RT_OK;
 }
 
-rt_status kern_attn_merge(kern_dev *dev, const kern_attn_merge_args *args)
+rt_status kern_attn(kern_dev *dev, const kern_attn_args *args)
 {
     KERN_TRY_ENTRY(dev, args);
-    const kern_check check = {"kern_attn_merge", dev};
+    const kern_check check = {"kern_attn", dev};
     RT_TRY(kern_check_batch(&check, args->batch,
                             KERN_NEED_POS | KERN_NEED_ROW_SEG | KERN_NEED_SEG_ROW0 |
-                                KERN_NEED_CACHE_SLOT));
+                                KERN_NEED_PAGE_TABLE | KERN_NEED_CACHE_SLOT));
     if (args->batch->rows == 0)
         return RT_OK;
-    RT_TRY(check_merge(&check, args));
-    return dev->ops->attn_merge(dev, args);
+    RT_TRY(check_attn(&check, args));
+    return dev->ops->attn(dev, args);
 }

@@ -155,6 +155,9 @@ rt_status kern_page_mass(kern_dev *dev, const kern_page_mass_args *args)
     KERN_TRY_INT(&check, args, score_lists, 1, INT_MAX);
     const int local = args->score_lists == 1 ? 1 : args->kv_heads;
     KERN_TRY_INT(&check, args, list0, 0, args->score_lists - local);
+    RT_TRY(kern_check_plan(&check, batch, args->plan));
+    if (args->score_lists == 1)
+        RT_TRY(kern_check_int(&check, "plan.lists", args->plan->lists, 1, 1));
     const size_t segs = (size_t)batch->mass_segs, pages = (size_t)batch->max_pages;
     KERN_TRY_BUF(&check, args, page_lse, KERN_F32, segs, (size_t)batch->block, (size_t)args->heads,
                  pages);

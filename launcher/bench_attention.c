@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // losa bench attention: a layer of LoSA attention over random prefixes, with its
-// locality, exchange, plan, prefix attention and merge, beside what it must read.
+// locality, exchange, plan, attention, beside what it must read.
 #include "launcher/bench_layer.h"
 
 #include <stdio.h>

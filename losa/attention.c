@@ -94,6 +94,7 @@ static rt_status measure_mass(losa_state *s, const kern_batch *batch)
         .page_lse = s->page_lse,
         .lse = s->lse,
         .batch = batch,
+        .plan = &s->plan,
         .heads = s->heads,
         .kv_heads = s->kv_heads,
         .score_lists = s->score_lists,
@@ -246,37 +247,21 @@ rt_status losa_layer(losa_state *s, const losa_layer_args *args)
     }
     RT_TRY(make_plan(s, args, &batch));
 
-    const float scale = 1.0f / sqrtf((float)s->limits.head_dim);
-    const kern_attn_prefix_args prefix = {
-        .q = args->qkv,
-        .stride = (s->heads + 2 * s->kv_heads) * s->limits.head_dim,
+    const kern_attn_args attn = {
+        .qkv = args->qkv,
         .kv = args->kv,
         .batch = &batch,
         .plan = &s->plan,
         .heads = s->heads,
-        .scale = scale,
+        .scale = 1.0f / sqrtf((float)s->limits.head_dim),
         .o = s->o,
         .lse = s->lse,
         .page_lse = batch.mass_segs > 0 ? s->page_lse : NULL, // NULL by keys too
-    };
-    RT_TRY(kern_attn_prefix(s->group.dev, &prefix));
-    RT_TRY(losa_mark(s, LOSA_STAGE_PREFIX));
-    if (batch.mass_segs > 0)
-        RT_TRY(keep_pages(s, args, &batch));
-    const kern_attn_merge_args merge = {
-        .qkv = args->qkv,
-        .batch = &batch,
-        .plan = &s->plan,
-        .heads = s->heads,
-        .kv_heads = s->kv_heads,
-        .head_dim = s->limits.head_dim,
-        .scale = scale,
-        .o = s->o,
-        .lse = s->lse,
         .cache_o = s->layers[args->layer].o,
         .cache_lse = s->layers[args->layer].lse,
         .out = args->out,
     };
-    RT_TRY(kern_attn_merge(s->group.dev, &merge));
-    return losa_mark(s, LOSA_STAGE_MERGE);
+    RT_TRY(kern_attn(s->group.dev, &attn));
+    RT_TRY(losa_mark(s, LOSA_STAGE_ATTEND));
+    return batch.mass_segs > 0 ? keep_pages(s, args, &batch) : RT_OK;
 }

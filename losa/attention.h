@@ -75,9 +75,8 @@ typedef enum losa_stage {
     LOSA_STAGE_SCORE,  // of pages, where ranks add them up
     LOSA_STAGE_SELECT, // choice of pages; elsewhere their scores too
     LOSA_STAGE_COUNT,  // counters of segments without a plan
-    LOSA_STAGE_PREFIX,
+    LOSA_STAGE_ATTEND, // to the prefix and the own block
     LOSA_STAGE_MASS,
-    LOSA_STAGE_MERGE,
     LOSA_STAGES
 } losa_stage;
 const char *losa_stage_name(losa_stage stage);

@@ -48,9 +48,8 @@ rt_status losa_show(losa_state *s, int layer, const kern_batch *batch)
 
 const char *losa_stage_name(losa_stage stage)
 {
-    static const char *const names[LOSA_STAGES] = {"write", "locality", "exchange", "active",
-                                                   "score", "select",   "count",    "prefix",
-                                                   "mass",  "merge"};
+    static const char *const names[LOSA_STAGES] = {
+        "write", "locality", "exchange", "active", "score", "select", "count", "attend", "mass"};
     return names[stage];
 }
 

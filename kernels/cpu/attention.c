@@ -9,6 +9,7 @@
 // tiles a thread takes a tile and walks its spans; with few, as for one request
 // with a long prefix, the spans are items of their own, whose states wait in the
 // threads' scratch until a second pass adds them.
+#include "kernels/cpu/attention.h"
 #include "kernels/cpu/attn_tile.h"
 #include "kernels/cpu/plan.h"
 
@@ -20,7 +21,7 @@ _Static_assert(SPAN % 256 == 0, "spans hold whole pages");
 
 typedef struct prefix_run {
     kern_dev *dev;
-    const kern_attn_prefix_args *args;
+    const kern_attn_args *args;
     int group;           // query heads of a KV head
     int spans;           // most spans of a tile
     int lanes;           // most lanes of a tile
@@ -56,7 +57,7 @@ static size_t tiles_of_batch(const prefix_run *run)
 // that threads share its pages; the later rows, with the longer prefix, lead.
 static prefix_tile tile_at(const prefix_run *run, size_t index)
 {
-    const kern_attn_prefix_args *args = run->args;
+    const kern_attn_args *args = run->args;
     prefix_tile tile = {0};
     while (index >= tiles_of(run, tile.seg))
         index -= tiles_of(run, tile.seg++);
@@ -83,7 +84,7 @@ static int tile_head(const prefix_run *run, const prefix_tile *tile, int lane)
 // Where the lane's page sums go; NULL for a row that is being committed.
 static float *page_lse_of(const prefix_run *run, const prefix_tile *tile, int lane)
 {
-    const kern_attn_prefix_args *args = run->args;
+    const kern_attn_args *args = run->args;
     const kern_batch *batch = args->batch;
     const int row = tile_row(run, tile, lane);
     if (kern_ci32(batch->kv_slot)[row] >= 0)
@@ -98,14 +99,13 @@ static float *page_lse_of(const prefix_run *run, const prefix_tile *tile, int la
 // Loads the queries; returns the largest number of tokens that a lane reads.
 static int load_queries(const prefix_run *run, const prefix_tile *tile, attn_tile *work)
 {
-    const kern_attn_prefix_args *args = run->args;
+    const kern_attn_args *args = run->args;
     const bool measured = args->page_lse && kern_ci32(args->batch->seg_mass)[tile->seg] >= 0;
     int most = 0;
     for (int lane = 0; lane < tile->lanes; lane++) {
         const int row = tile_row(run, tile, lane);
         const int tokens = plan_list_tokens(args->batch, tile->list, plan_prefix(args->batch, row));
-        const float *q = kern_cf32(args->q) + (size_t)row * (size_t)args->stride +
-                         (size_t)tile_head(run, tile, lane) * (size_t)args->kv.head_dim;
+        const float *q = attn_qkv_head(args, row, tile_head(run, tile, lane));
         attn_tile_set(work, lane, q, args->scale, tokens);
         most = tokens > most ? tokens : most;
         if (measured)
@@ -153,7 +153,7 @@ static void attend_span(const prefix_run *run, const prefix_tile *tile, const at
 
 static void finish_tile(const prefix_run *run, const prefix_tile *tile, const attn_state *sum)
 {
-    const kern_attn_prefix_args *args = run->args;
+    const kern_attn_args *args = run->args;
     for (int lane = 0; lane < tile->lanes; lane++) {
         const size_t at = (size_t)tile_row(run, tile, lane) * (size_t)args->heads +
                           (size_t)tile_head(run, tile, lane);
@@ -230,7 +230,7 @@ static void add_spans(void *ctx, size_t item, int thread)
 // Most lanes and most spans that a tile of this batch has.
 static void measure_tiles(prefix_run *run)
 {
-    const kern_attn_prefix_args *args = run->args;
+    const kern_attn_args *args = run->args;
     const kern_batch *batch = args->batch;
     int tokens = 0;
     for (int seg = 0; seg < batch->segs; seg++) {
@@ -247,7 +247,7 @@ static void measure_tiles(prefix_run *run)
     run->spans = (tokens + SPAN - 1) / SPAN;
 }
 
-static void clear_page_lse(const kern_attn_prefix_args *args)
+static void clear_page_lse(const kern_attn_args *args)
 {
     const kern_batch *batch = args->batch;
     const size_t count = (size_t)batch->mass_segs * (size_t)batch->block * (size_t)args->heads *
@@ -256,19 +256,14 @@ static void clear_page_lse(const kern_attn_prefix_args *args)
         kern_f32(args->page_lse)[i] = -INFINITY;
 }
 
-rt_status kern_cpu_attn_prefix(kern_dev *dev, const kern_attn_prefix_args *args)
+static void attend_prefix(kern_dev *dev, const kern_attn_args *args)
 {
     prefix_run run = {.dev = dev, .args = args, .group = args->heads / args->kv.kv_heads};
     const int dim = args->kv.head_dim;
-    RT_TRY(kern_cpu_scratch_check("kern_attn_prefix", scratch_floats(dim)));
-    RT_TRY(plan_check_rows("kern_attn_prefix", args->batch, args->plan));
-    RT_TRY(plan_check_prefixes("kern_attn_prefix", args->batch, args->plan, args->batch->segs));
-    if (args->page_lse)
-        RT_TRY(plan_check_mass("kern_attn_prefix", args->batch));
     clear_page_lse(args);
     const size_t tiles = tiles_of_batch(&run);
     if (tiles == 0)
-        return RT_OK;
+        return;
     measure_tiles(&run);
     const size_t threads = (size_t)rt_pool_threads(dev->pool);
     run.slot0 = scratch_floats(dim);
@@ -281,5 +276,17 @@ rt_status kern_cpu_attn_prefix(kern_dev *dev, const kern_attn_prefix_args *args)
     } else {
         rt_pool_run(dev->pool, tiles, run_tile, &run);
     }
+}
+
+rt_status kern_cpu_attn(kern_dev *dev, const kern_attn_args *args)
+{
+    RT_TRY(kern_cpu_scratch_check("kern_attn", scratch_floats(args->kv.head_dim)));
+    RT_TRY(plan_check_rows("kern_attn", args->batch, args->plan));
+    RT_TRY(plan_check_prefixes("kern_attn", args->batch, args->plan, args->batch->segs));
+    if (args->page_lse)
+        RT_TRY(plan_check_mass("kern_attn", args->batch));
+    RT_TRY(attn_check_blocks(args));
+    attend_prefix(dev, args);
+    attn_merge_blocks(dev, args);
     return RT_OK;
 }

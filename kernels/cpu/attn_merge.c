@@ -4,9 +4,9 @@
 // (b + 1) * block), as far as there are; an item
 // is one block and one KV head, on the same tile as prefix attention, with the
 // keys and values read where the projection left them.
+#include "kernels/cpu/attention.h"
 #include "kernels/cpu/attn_tile.h"
 #include "kernels/cpu/plan.h"
-
 #include "kernels/cpu/vexp.h"
 
 #include <math.h>
@@ -14,7 +14,7 @@
 
 typedef struct merge_run {
     kern_dev *dev;
-    const kern_attn_merge_args *args;
+    const kern_attn_args *args;
     int group; // query heads of a KV head
 } merge_run;
 
@@ -23,13 +23,7 @@ static size_t scratch_floats(int dim)
     return attn_tile_floats(dim) + attn_state_floats(dim, ATTN_LANES) + (size_t)dim;
 }
 
-static const float *qkv_head(const kern_attn_merge_args *args, int row, int head)
-{
-    const size_t stride = (size_t)args->heads + 2 * (size_t)args->kv_heads;
-    return kern_cf32(args->qkv) + ((size_t)row * stride + (size_t)head) * (size_t)args->head_dim;
-}
-
-static bool is_active(const kern_attn_merge_args *args, int row)
+static bool is_active(const kern_attn_args *args, int row)
 {
     const plan_rows rows =
         plan_active(args->batch, args->plan, kern_ci32(args->batch->row_seg)[row]);
@@ -58,10 +52,9 @@ static void merge_head(const float *o_p, float lse_p, const float *o_b, float ls
 
 // Takes the prefix part of a row and head from where it is, refreshes the cache
 // when it is new, and writes the merged output.
-static void merge_lane(const kern_attn_merge_args *args, int row, int head, const float *o_b,
-                       float lse_b)
+static void merge_lane(const kern_attn_args *args, int row, int head, const float *o_b, float lse_b)
 {
-    const size_t dim = (size_t)args->head_dim, heads = (size_t)args->heads;
+    const size_t dim = (size_t)args->kv.head_dim, heads = (size_t)args->heads;
     const size_t here = (size_t)row * heads + (size_t)head;
     const int slot = kern_ci32(args->batch->cache_slot)[row];
     const size_t cached = (size_t)(slot < 0 ? 0 : slot) * heads + (size_t)head;
@@ -74,7 +67,7 @@ static void merge_lane(const kern_attn_merge_args *args, int row, int head, cons
         memcpy(kern_f32(args->cache_o) + cached * dim, o_p, dim * sizeof *o_p);
         kern_f32(args->cache_lse)[cached] = lse_p;
     }
-    merge_head(o_p, lse_p, o_b, lse_b, args->head_dim, kern_f32(args->out) + here * dim);
+    merge_head(o_p, lse_p, o_b, lse_b, args->kv.head_dim, kern_f32(args->out) + here * dim);
 }
 
 // Rows of the block that begins at row0.
@@ -87,14 +80,14 @@ static int block_rows(const kern_batch *batch, int row0)
 static void attend_block(const merge_run *run, int row0, int kv_head, const attn_tile *tile,
                          attn_state *state)
 {
-    const kern_attn_merge_args *args = run->args;
+    const kern_attn_args *args = run->args;
     const int block = block_rows(args->batch, row0);
     const float *k[ATTN_KEYS], *v[ATTN_KEYS];
     for (int first = 0; first < block; first += ATTN_KEYS) {
         const int count = block - first < ATTN_KEYS ? block - first : ATTN_KEYS;
         for (int i = 0; i < count; i++) {
-            k[i] = qkv_head(args, row0 + first + i, args->heads + kv_head);
-            v[i] = qkv_head(args, row0 + first + i, args->heads + args->kv_heads + kv_head);
+            k[i] = attn_qkv_head(args, row0 + first + i, args->heads + kv_head);
+            v[i] = attn_qkv_head(args, row0 + first + i, args->heads + args->kv.kv_heads + kv_head);
         }
         attn_tile_keys(tile, first, count, k, v, state);
     }
@@ -103,11 +96,11 @@ static void attend_block(const merge_run *run, int row0, int kv_head, const attn
 static void merge_block(void *ctx, size_t item, int thread)
 {
     const merge_run *run = ctx;
-    const kern_attn_merge_args *args = run->args;
-    const int group = run->group, dim = args->head_dim;
-    const int row0 = (int)(item / (size_t)args->kv_heads) * args->batch->block;
+    const kern_attn_args *args = run->args;
+    const int group = run->group, dim = args->kv.head_dim;
+    const int row0 = (int)(item / (size_t)args->kv.kv_heads) * args->batch->block;
     const int block = block_rows(args->batch, row0);
-    const int kv_head = (int)(item % (size_t)args->kv_heads);
+    const int kv_head = (int)(item % (size_t)args->kv.kv_heads);
     float *scratch = kern_cpu_scratch(run->dev, thread, scratch_floats(dim));
     attn_tile tile;
     attn_state state;
@@ -120,7 +113,7 @@ static void merge_block(void *ctx, size_t item, int thread)
         for (int i = 0; i < lanes; i++) {
             const int row = row0 + (lane0 + i) / group;
             const int head = kv_head * group + (lane0 + i) % group;
-            attn_tile_set(&tile, i, qkv_head(args, row, head), args->scale, block);
+            attn_tile_set(&tile, i, attn_qkv_head(args, row, head), args->scale, block);
         }
         attn_tile_close(&tile, lanes);
         attn_state_clear(&state, dim, lanes);
@@ -142,16 +135,16 @@ static rt_status check_blocks(const kern_batch *batch)
         const int last = row + block_rows(batch, row) - 1;
         if (seg[row] != seg[last] || pos[row] % block || pos[last] - pos[row] != last - row)
             return RT_FAIL(RT_ERR_INVALID,
-                           "kern_attn_merge: batch: rows from %d are not a whole block of %d", row,
+                           "kern_attn: batch: rows from %d are not a whole block of %d", row,
                            block);
     }
     return RT_OK;
 }
 
 // Cache slots exist, and rows that reuse one have it.
-static rt_status check_slots(const kern_attn_merge_args *args)
+static rt_status check_slots(const kern_attn_args *args)
 {
-    const size_t heads = (size_t)args->heads, dim = (size_t)args->head_dim;
+    const size_t heads = (size_t)args->heads, dim = (size_t)args->kv.head_dim;
     const size_t lse_slots = kern_buf_count(args->cache_lse) / heads;
     const size_t o_slots = kern_buf_count(args->cache_o) / heads / dim;
     const size_t slots = lse_slots < o_slots ? lse_slots : o_slots;
@@ -159,26 +152,27 @@ static rt_status check_slots(const kern_attn_merge_args *args)
         const int slot = kern_ci32(args->batch->cache_slot)[row];
         if (slot >= 0 && (size_t)slot >= slots)
             return RT_FAIL(RT_ERR_INVALID,
-                           "kern_attn_merge: batch.cache_slot: row %d has %d, the cache %zu", row,
-                           slot, slots);
+                           "kern_attn: batch.cache_slot: row %d has %d, the cache %zu", row, slot,
+                           slots);
         if (slot < 0 && !is_active(args, row))
             return RT_FAIL(RT_ERR_INVALID,
-                           "kern_attn_merge: batch.cache_slot: row %d has none, nor is it active",
-                           row);
+                           "kern_attn: batch.cache_slot: row %d has none, nor is it active", row);
     }
     return RT_OK;
 }
 
-rt_status kern_cpu_attn_merge(kern_dev *dev, const kern_attn_merge_args *args)
+rt_status attn_check_blocks(const kern_attn_args *args)
 {
-    merge_run run = {dev, args, args->heads / args->kv_heads};
+    RT_TRY(kern_cpu_scratch_check("kern_attn", scratch_floats(args->kv.head_dim)));
+    RT_TRY(check_blocks(args->batch));
+    return check_slots(args);
+}
+
+void attn_merge_blocks(kern_dev *dev, const kern_attn_args *args)
+{
+    merge_run run = {dev, args, args->heads / args->kv.kv_heads};
     const kern_batch *batch = args->batch;
-    RT_TRY(kern_cpu_scratch_check("kern_attn_merge", scratch_floats(args->head_dim)));
-    RT_TRY(plan_check_rows("kern_attn_merge", batch, args->plan));
-    RT_TRY(check_blocks(batch));
-    RT_TRY(check_slots(args));
     const int blocks = (batch->rows + batch->block - 1) / batch->block;
-    const size_t items = (size_t)blocks * (size_t)args->kv_heads;
+    const size_t items = (size_t)blocks * (size_t)args->kv.kv_heads;
     rt_pool_run(dev->pool, items, merge_block, &run);
-    return RT_OK;
 }

@@ -7,11 +7,15 @@
 #include <math.h>
 #include <string.h>
 
-// mass[g] += e^(page_lse[g] - lse), over the pages of the prefix.
-static void add_shares(const float *page_lse, float lse, int pages, float *mass)
+// mass[g] += e^(page_lse[g] - lse), over the listed pages of a prefix of `pages`.
+static void add_shares(const float *page_lse, float lse, plan_list list, int pages, float *mass)
 {
-    for (int g = 0; g < pages; g++)
-        mass[g] += kern_vexpf(page_lse[g] - lse);
+    const int count = list.count < 0 ? pages : list.count;
+    for (int i = 0; i < count; i++) {
+        const int g = list.count < 0 ? i : list.page[i];
+        if (g < pages)
+            mass[g] += kern_vexpf(page_lse[g] - lse);
+    }
 }
 
 // Query heads that the local list `list` stands for.
@@ -28,6 +32,7 @@ static void sum_list(const kern_page_mass_args *args, int seg, int number, int l
     const int32_t *seg_row0 = kern_ci32(batch->seg_row0);
     int count;
     const int head0 = first_head(args, list, &count);
+    const plan_list read = plan_pages_of(batch, args->plan, seg, args->plan->lists == 1 ? 0 : list);
     for (int row = seg_row0[seg]; row < seg_row0[seg + 1]; row++) {
         if (kern_ci32(batch->kv_slot)[row] >= 0)
             continue;
@@ -39,8 +44,8 @@ static void sum_list(const kern_page_mass_args *args, int seg, int number, int l
                 (size_t)h;
             const float lse = kern_cf32(args->lse)[(size_t)row * (size_t)args->heads + (size_t)h];
             if (lse > -INFINITY)
-                add_shares(kern_cf32(args->page_lse) + lane * (size_t)batch->max_pages, lse, pages,
-                           mass);
+                add_shares(kern_cf32(args->page_lse) + lane * (size_t)batch->max_pages, lse, read,
+                           pages, mass);
         }
     }
 }

@@ -38,13 +38,19 @@ template <int DIM, int R> struct attn_lanes {
     }
 };
 
+// Reads past the L1, so that a kernel may do so before begin_kernel: see attention.cu.
+template <typename T> __device__ inline float attn_read(const T *x)
+{
+    return to_f32(__ldcg(x));
+}
+
 // Loads the query of lane `lane` of the tile by its warp; NULL: zeros.
 template <int DIM, int R>
 __device__ void attn_load_query(attn_shared<DIM, R> &t, int lane, const float *q, int dim,
                                 float scale)
 {
     for (int c = threadIdx.x % WARP; c < DIM; c += WARP)
-        t.q[lane][c] = q && c < dim ? q[c] * scale : 0.0f;
+        t.q[lane][c] = q && c < dim ? attn_read(q + c) * scale : 0.0f;
 }
 
 // Loads keys [first, first + 32); those from `end` on become zeros. keys.at(token, &k,
@@ -59,8 +65,8 @@ __device__ void attn_load_keys(attn_shared<DIM, R> &t, const Keys &keys, int fir
             keys.at(first + j, &k, &v);
 #pragma unroll
         for (int c = threadIdx.x % WARP; c < DIM; c += WARP) {
-            t.k[j][c] = k && c < dim ? to_f32(k[c]) : 0.0f;
-            t.v[j][c] = v && c < dim ? to_f32(v[c]) : 0.0f;
+            t.k[j][c] = k && c < dim ? attn_read(k + c) : 0.0f;
+            t.v[j][c] = v && c < dim ? attn_read(v + c) : 0.0f;
         }
     }
 }

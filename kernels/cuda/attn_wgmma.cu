@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prefix attention with Hopper's instructions: wgmma, by two warpgroups of 64 lanes. A
-// tile of 128 lanes is shared between them, so that its keys are read once; in a tile of
-// 64 each takes half of the keys, which halves what the runs leave to be joined.
-//
-// K and V of 128 keys are a stage of 64 KB, three of which fill a multiprocessor. Both
-// operands of wgmma that are keys come from shared memory in the 128-byte swizzle; q and
-// the softmax weights come from registers. Elsewhere the kernels are empty, and
-// kern_cuda_ctx says so.
+// Prefix attention with Hopper's instructions: wgmma, by two warpgroups of 64 lanes, which
+// share the keys. Queries, keys and values come from shared memory in the 128-byte swizzle,
+// softmax weights from registers. Elsewhere the kernels are empty, and kern_cuda_ctx says so.
 #include "kernels/cuda/attn_mma.cuh"
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -43,150 +38,146 @@ template <int N> __device__ static void hold(unsigned (&a)[N][4])
 #define D4(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
 #define D32(n) D4(n), D4(n + 1), D4(n + 2), D4(n + 3), D4(n + 4), D4(n + 5), D4(n + 6), D4(n + 7)
 
-// d [64, 64] = a [64, 16] b [16, 64] (+ d where `adds`); TRANSPOSED: rows of b are k.
-template <int TRANSPOSED>
-__device__ static void wgmma(float (&d)[8][4], const unsigned (&a)[4], uint64_t b, int adds)
+// d [64, 64] = a b^T (+ d where `adds`), a and b of 16 columns in shared memory.
+__device__ static void wgmma_scores(float (&d)[8][4], uint64_t a, uint64_t b, int adds)
 {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
                  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
                  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
-                 "{%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}\n"
+                 "%32, %33, p, 1, 1, 0, 0;\n}\n"
                  : D32(0)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds), "n"(TRANSPOSED));
+                 : "l"(a), "l"(b), "r"(adds));
+}
+
+// d [64, 64] += a [64, 16] b [16, 64], a in registers; rows of b are keys.
+__device__ static void wgmma_values(float (&d)[8][4], const unsigned (&a)[4], uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+                 "{%32,%33,%34,%35}, %36, 1, 1, 1, 1;\n"
+                 : D32(0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 // The same for 128 columns.
-template <int TRANSPOSED>
-__device__ static void wgmma(float (&d)[16][4], const unsigned (&a)[4], uint64_t b, int adds)
+__device__ static void wgmma_values(float (&d)[16][4], const unsigned (&a)[4], uint64_t b)
 {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
                  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
                  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
                  "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
                  "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
-                 "{%64,%65,%66,%67}, %68, p, 1, 1, %70;\n}\n"
+                 "{%64,%65,%66,%67}, %68, 1, 1, 1, 1;\n"
                  : D32(0), D32(8)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds), "n"(TRANSPOSED));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-template <int N, int M> __device__ static void begin_wgmma(float (&d)[N][4], unsigned (&a)[M][4])
+__device__ static void begin_wgmma()
 {
-    hold(d);
-    hold(a);
     asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
 }
 
-template <int N, int M> __device__ static void end_wgmma(float (&d)[N][4], unsigned (&a)[M][4])
+__device__ static void end_wgmma()
 {
     asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n" ::
                      : "memory");
-    hold(d);
-    hold(a);
 }
 
-template <int DIM_, int LANES> struct hopper {
-    enum {
-        DIM = DIM_,
-        WARPS = 8,
-        GROUP = 4,
-        KEYS = 128,
-        SPAN = 64,
-        SPANS = LANES / 64,
-        STAGES = 3
+template <int DIM_> struct hopper {
+    enum { DIM = DIM_, WARPS = 8, GROUP = 4, STAGES = 6, QUERIES = WARPS * ROWS * DIM * 2 };
+
+    struct queries { // in shared memory, 64 of a warpgroup together
+        unsigned address;
+
+        __device__ queries(char *memory)
+            : address(shared_address(memory) + threadIdx.x / 128 * 64 * DIM * 2)
+        {
+        }
+        __device__ void meet()
+        {
+            asm volatile("barrier.sync %0, 128;\n" ::"r"(1 + threadIdx.x / 128) : "memory");
+        }
+        __device__ void begin() // nobody reads the ones before
+        {
+            meet();
+        }
+        __device__ void set(int c, int i, unsigned word)
+        {
+            const int row = threadIdx.x % 128 / WARP * ROWS + threadIdx.x % WARP / 4 + i % 2 * 8;
+            const unsigned at = address + chunk_at(row, c * 2 + i / 2) + threadIdx.x % 4 * 4;
+            asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(at), "r"(word) : "memory");
+        }
+        __device__ void end()
+        {
+            arrived();
+            meet();
+        }
     };
 
-    __device__ static int lane0(int warp)
-    {
-        return warp * ROWS % LANES;
-    }
-    __device__ static int key0(int warp)
-    {
-        return LANES == 64 ? warp / 4 * SPAN : 0;
-    }
-    __device__ static void arrived() // what cp.async wrote becomes visible to wgmma
+    __device__ static void arrived() // what was written otherwise becomes visible to wgmma
     {
         asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
     }
 
-    // Works on a copy of q, made by arithmetic that the compiler cannot undo: ptxas of CUDA
-    // 13.0 gives the registers of an operand away after its first use, also in a loop.
-    __device__ static void scores(const unsigned (&q)[DIM / 16][4], unsigned k,
-                                  float (&s)[SPAN / 8][4])
+    __device__ static void scores(const queries &q, unsigned k, float (&s)[KEYS / 8][4])
     {
-        const unsigned none = gridDim.z - 1;
-        unsigned copy[DIM / 16][4];
+        hold(s);
+        begin_wgmma();
 #pragma unroll
-        for (int c = 0; c < DIM / 16; c++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                asm volatile("xor.b32 %0, %1, %2;" : "=r"(copy[c][i]) : "r"(q[c][i]), "r"(none));
-        begin_wgmma(s, copy);
-#pragma unroll
-        for (int c = 0; c < DIM / 16; c++)
-            wgmma<0>(s, copy[c], describe(k + c / 4 * KEYS * 128 + c % 4 * 32, 16, 1024), c > 0);
-        end_wgmma(s, copy);
+        for (int c = 0; c < DIM / 16; c++) {
+            const unsigned at = c / 4 * KEYS * 128 + c % 4 * 32;
+            wgmma_scores(s, describe(q.address + at, 16, 1024), describe(k + at, 16, 1024), c > 0);
+        }
+        end_wgmma();
+        hold(s);
     }
 
-    __device__ static void values(float (&o)[DIM / 8][4], unsigned (&p)[SPAN / 16][4], unsigned v)
+    __device__ static void values(float (&o)[DIM / 8][4], unsigned (&p)[KEYS / 16][4], unsigned v)
     {
-        begin_wgmma(o, p);
+        hold(o);
+        hold(p);
+        begin_wgmma();
 #pragma unroll
-        for (int i = 0; i < SPAN / 16; i++)
-            wgmma<1>(o, p[i], describe(v + i * 16 * 128, KEYS * 128, 1024), 1);
-        end_wgmma(o, p);
+        for (int i = 0; i < KEYS / 16; i++)
+            wgmma_values(o, p[i], describe(v + i * 16 * 128, KEYS * 128, 1024));
+        end_wgmma();
+        hold(o);
+        hold(p);
     }
 };
 #else
-template <int DIM_, int LANES> struct hopper {
-    enum {
-        DIM = DIM_,
-        WARPS = 8,
-        GROUP = 4,
-        KEYS = 128,
-        SPAN = 64,
-        SPANS = LANES / 64,
-        STAGES = 3
-    };
+template <int DIM_> struct hopper {
+    enum { DIM = DIM_, WARPS = 8, STAGES = 6, QUERIES = WARPS * ROWS * DIM * 2 };
 };
 #endif
 
-template <int DIM, int LANES>
-__global__ void __launch_bounds__(256, 1) wgmma_kernel(prefix_view a, batch_view b, plan_view p)
+template <int DIM>
+__global__ void __launch_bounds__((8 + FETCHERS) * WARP, 1)
+    wgmma_kernel(prefix_view a, batch_view b, plan_view p)
 {
 #if HAS_WGMMA
-    begin_kernel();
-    attend<hopper<DIM, LANES>>(a, b, p);
+    attend<hopper<DIM>>(a, b, p);
 #endif
-}
-
-template <int DIM, int LANES>
-static int launch(const kern_cuda_ctx *ctx, const prefix_view &v, const batch_view &b,
-                  const plan_view &p)
-{
-    return launch_attend<hopper<DIM, LANES>>(ctx, wgmma_kernel<DIM, LANES>, v, b, p);
 }
 
 int launch_wgmma(const kern_cuda_ctx *ctx, const prefix_view &v, const batch_view &b,
                  const plan_view &p)
 {
-    if (v.dim == 64)
-        return v.lanes == 64 ? launch<64, 64>(ctx, v, b, p) : launch<64, 128>(ctx, v, b, p);
-    return v.lanes == 64 ? launch<128, 64>(ctx, v, b, p) : launch<128, 128>(ctx, v, b, p);
+    return v.dim == 64 ? launch_attend<hopper<64>>(ctx, wgmma_kernel<64>, v, b, p)
+                       : launch_attend<hopper<128>>(ctx, wgmma_kernel<128>, v, b, p);
 }
 
 bool wgmma_takes(const kern_cuda_ctx *ctx, const prefix_view &v, const batch_view &b)
 {
-    return ctx->wgmma && mma_takes(v, b) && mma_shape(v, b).lanes >= 64;
+    return ctx->wgmma && mma_takes(v, b) && mma_shape(v, b).lanes == 128;
 }
 
-prefix_shape wgmma_shape(const prefix_view &v, const batch_view &b)
+prefix_shape wgmma_shape(const prefix_view &v)
 {
-    prefix_shape shape = mma_shape(v, b);
-    shape.shared =
-        v.dim == 64 ? sizeof(key_stages<hopper<64, 64>>) : sizeof(key_stages<hopper<128, 64>>);
-    return shape;
+    return {128, KEYS, 1,
+            v.dim == 64 ? sizeof(key_ring<hopper<64>>) : sizeof(key_ring<hopper<128>>)};
 }
 
 // ---- what the card runs ----------------------------------------------------------------

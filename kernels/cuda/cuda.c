@@ -287,14 +287,9 @@ static rt_status check_nothing(const void *args)
     return RT_OK;
 }
 
-static rt_status check_attn_prefix(const kern_attn_prefix_args *args)
+static rt_status check_attn(const kern_attn_args *args)
 {
-    return check_dim("kern_attn_prefix", args->kv.head_dim);
-}
-
-static rt_status check_attn_merge(const kern_attn_merge_args *args)
-{
-    return check_dim("kern_attn_merge", args->head_dim);
+    return check_dim("kern_attn", args->kv.head_dim);
 }
 
 static rt_status check_page_score(const kern_page_score_args *args)
@@ -317,9 +312,8 @@ static rt_status check_kv_write(const kern_kv_write_args *args)
 }
 
 #define CHECK_OF(args, a)                                                                          \
-    _Generic((a), const kern_attn_prefix_args *                                                    \
-             : check_attn_prefix, const kern_attn_merge_args *                                     \
-             : check_attn_merge, const kern_page_score_args *                                      \
+    _Generic((a), const kern_attn_args *                                                           \
+             : check_attn, const kern_page_score_args *                                            \
              : check_page_score, const kern_page_plan_args *                                       \
              : check_page_plan, const kern_kv_write_args *                                         \
              : check_kv_write, default                                                             \

@@ -50,8 +50,7 @@ enum { KERN_CUDA_MAX_DIM = 256, KERN_CUDA_MAX_PAGE = 256 };
     X(mass_select, kern_mass_select_args)                                                          \
     X(plan_count, kern_plan_count_args)                                                            \
     X(plan_checksum, kern_plan_checksum_args)                                                      \
-    X(attn_prefix, kern_attn_prefix_args)                                                          \
-    X(attn_merge, kern_attn_merge_args)                                                            \
+    X(attn, kern_attn_args)                                                                        \
     X(vocab_norm, kern_vocab_norm_args)                                                            \
     X(vocab_hist, kern_vocab_filter_args)                                                          \
     X(vocab_narrow, kern_vocab_filter_args)                                                        \

@@ -118,64 +118,6 @@ extern "C" int kern_cuda_launch_active(const kern_cuda_ctx *ctx, const kern_acti
                    view(a->plan, a->batch));
 }
 
-// ---- attention mass ----------------------------------------------------------------
-
-struct mass_view {
-    const float *page_lse, *lse;
-    float *mass;
-    int heads, kv_heads, score_lists, list0;
-};
-
-enum { MASS_PAGES = 32, MASS_PARTS = 8 };
-
-// A block takes 32 pages of one list of one segment: a lane is a page, warps share the
-// rows and heads and are added in order.
-__global__ void page_mass_kernel(mass_view a, batch_view b)
-{
-    __shared__ float sums[MASS_PARTS][MASS_PAGES];
-    const int seg = blockIdx.z, list = blockIdx.y, number = b.seg_mass[seg];
-    const int lane = threadIdx.x % WARP, part = threadIdx.x / WARP;
-    const int g = blockIdx.x * MASS_PAGES + lane;
-    if (number < 0)
-        return;
-    const int lists = a.score_lists == 1 ? 1 : a.kv_heads, local = list - a.list0;
-    const int group = a.heads / a.kv_heads, count = a.score_lists == 1 ? a.heads : group;
-    const int head0 = a.score_lists == 1 ? 0 : local * group;
-    float sum = 0.0f;
-    for (int row = b.seg_row0[seg]; row < b.seg_row0[seg + 1]; row++) {
-        if (local < 0 || local >= lists || b.kv_slot[row] >= 0 || g >= b.pages_of(b.prefix(row)))
-            continue;
-        const size_t lane0 = ((size_t)number * b.block + b.pos[row] % b.block) * a.heads;
-        for (int h = head0 + part; h < head0 + count; h += MASS_PARTS) {
-            const float lse = a.lse[(size_t)row * a.heads + h];
-            if (lse > -CUDART_INF_F)
-                sum += expf(a.page_lse[(lane0 + h) * b.max_pages + g] - lse);
-        }
-    }
-    sums[part][lane] = sum;
-    __syncthreads();
-    if (part > 0 || g >= b.max_pages)
-        return;
-    for (int i = 1; i < MASS_PARTS; i++)
-        sum += sums[i][lane];
-    a.mass[((size_t)number * a.score_lists + list) * b.max_pages + g] = sum;
-}
-
-extern "C" int kern_cuda_launch_page_mass(const kern_cuda_ctx *ctx, const kern_page_mass_args *a)
-{
-    const mass_view v = {ptr<float>(a->page_lse),
-                         ptr<float>(a->lse),
-                         ptr<float>(a->mass),
-                         a->heads,
-                         a->kv_heads,
-                         a->score_lists,
-                         a->list0};
-    const dim3 grid(blocks_of(a->batch->max_pages, MASS_PAGES), a->score_lists, a->batch->segs);
-    if (a->batch->max_pages > 0)
-        page_mass_kernel<<<grid, MASS_PARTS * WARP, 0, ctx->stream>>>(v, view(a->batch));
-    return cudaGetLastError();
-}
-
 // ---- statistics ------------------------------------------------------------------
 
 __global__ void plan_count_kernel(batch_view b, int lists, int layers, long long *counts)

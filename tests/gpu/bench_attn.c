@@ -14,6 +14,7 @@ typedef struct attn_bench {
     int sets;
     int top, keeps; // pages that a row takes by score, and of its kept list
     kern_buf *qkv, *o, *lse, *out, *score, *cache_o, *cache_lse;
+    kern_buf *page_lse; // NULL: nothing is measured
     kern_buf *owned[24];
     int owned_count;
 } attn_bench;
@@ -63,6 +64,8 @@ static void open_batch(attn_bench *b, int requests, int block, int prefix, int a
     batch->seg_row0 = steps(b, requests + 1, 0, 1, block);
     batch->seg_kind = steps(b, requests, KERN_SEG_STEP, 1, 0);
     batch->seg_slot = steps(b, requests, 0, 1, 1);
+    batch->seg_mass = batch->seg_slot;
+    batch->kv_slot = steps(b, rows, -1, 1, 0);
     b->plan = (kern_plan){.lists = 1, .act_cap = block};
     b->plan.act_rows = steps(b, rows, 0, 1, 1);
     b->plan.act_count = steps(b, requests, block, 1, 0);
@@ -159,36 +162,35 @@ static void call_select(void *ctx, int i)
     KT_OK(kern_page_select(pt_gpu[PT_BF16], &args));
 }
 
-static void call_prefix(void *ctx, int i)
+static void call_attn(void *ctx, int i)
 {
     attn_bench *b = ctx;
-    KT_OK(kern_attn_prefix(pt_gpu[PT_BF16], &(kern_attn_prefix_args){.q = b->qkv,
-                                                                     .stride = WIDTH,
-                                                                     .kv = b->kv[i % b->sets],
-                                                                     .batch = &b->batch,
-                                                                     .plan = &b->plan,
-                                                                     .heads = HEADS,
-                                                                     .scale = scale,
-                                                                     .o = b->o,
-                                                                     .lse = b->lse}));
+    KT_OK(kern_attn(pt_gpu[PT_BF16], &(kern_attn_args){.qkv = b->qkv,
+                                                       .kv = b->kv[i % b->sets],
+                                                       .batch = &b->batch,
+                                                       .plan = &b->plan,
+                                                       .heads = HEADS,
+                                                       .scale = scale,
+                                                       .o = b->o,
+                                                       .lse = b->lse,
+                                                       .page_lse = b->page_lse,
+                                                       .cache_o = b->cache_o,
+                                                       .cache_lse = b->cache_lse,
+                                                       .out = b->out}));
 }
 
-static void call_merge(void *ctx, int i)
+static void call_mass(void *ctx, int i)
 {
-    (void)i;
     attn_bench *b = ctx;
-    KT_OK(kern_attn_merge(pt_gpu[PT_BF16], &(kern_attn_merge_args){.qkv = b->qkv,
-                                                                   .batch = &b->batch,
-                                                                   .plan = &b->plan,
-                                                                   .heads = HEADS,
-                                                                   .kv_heads = KV_HEADS,
-                                                                   .head_dim = DIM,
-                                                                   .scale = scale,
-                                                                   .o = b->o,
-                                                                   .lse = b->lse,
-                                                                   .cache_o = b->cache_o,
-                                                                   .cache_lse = b->cache_lse,
-                                                                   .out = b->out}));
+    call_attn(ctx, i);
+    KT_OK(kern_page_mass(pt_gpu[PT_BF16], &(kern_page_mass_args){.page_lse = b->page_lse,
+                                                                 .lse = b->lse,
+                                                                 .batch = &b->batch,
+                                                                 .plan = &b->plan,
+                                                                 .heads = HEADS,
+                                                                 .kv_heads = KV_HEADS,
+                                                                 .score_lists = 1,
+                                                                 .mass = b->score}));
 }
 
 // Attention of one layer in a later step.
@@ -200,8 +202,7 @@ static void call_step(void *ctx, int i)
         call_score(b, i);
     if (b->top > 0 || b->keeps > 0)
         call_select(b, i);
-    call_prefix(b, i);
-    call_merge(b, i);
+    call_attn(b, i);
 }
 
 // ---- tables ------------------------------------------------------------------------
@@ -210,19 +211,26 @@ static void dense_line(int requests, int block, int prefix, double ceiling)
 {
     attn_bench *b = open_attn(requests, block, prefix, block);
     const double bytes = 4.0 * requests * prefix * KV_HEADS * DIM;
-    const double us = bench_time(call_prefix, b);
-    printf("prefix dense, %d x block %-4d %4dK %10.1f us  floor %6.1f  %5.1f %%\n", requests, block,
-           prefix >> 10, us, bytes / ceiling * 1e6, 100.0 * bytes / ceiling * 1e6 / us);
+    const double us = bench_time(call_attn, b), floor = bytes / ceiling * 1e6;
+    printf("dense, %d x block %-4d %4dK %10.1f us  floor %6.1f  %5.1f %%", requests, block,
+           prefix >> 10, us, floor, 100.0 * floor / us);
+    b->batch.mass_segs = requests;
+    b->page_lse =
+        own(b, bench_random(KERN_F32, (size_t)b->batch.rows * HEADS * (size_t)b->batch.max_pages));
+    printf("  with page sums %.1f", bench_time(call_attn, b));
+    printf(", and mass %.1f\n", bench_time(call_mass, b));
     fflush(stdout);
     close_attn(b);
 }
 
-// A chunk of a prompt: products count, not bytes.
+// A chunk of a prompt, in blocks of 16: products count, not bytes.
 static void prefill_line(int rows, int prefix)
 {
-    attn_bench *b = open_attn(1, rows, prefix, rows);
-    const double products = 4.0 * rows * HEADS * (double)prefix * DIM;
-    const double us = bench_time(call_prefix, b);
+    attn_bench *b = open_attn(1, rows, prefix + rows, rows);
+    b->batch.block = 16;
+    b->batch.pos = steps(b, rows, prefix, 1, 1);
+    const double products = 4.0 * rows * HEADS * (prefix + 0.5 * rows) * DIM;
+    const double us = bench_time(call_attn, b);
     printf("prefill, %d rows behind %dK %24.1f us  %6.1f TFLOP/s\n", rows, prefix >> 10, us,
            products / us * 1e-6);
     close_attn(b);
@@ -259,9 +267,9 @@ static void policy_line(attn_bench *b, const sparse_policy *policy, double dense
     b->keeps = policy->keeps;
     b->batch.scan_segs = policy->top ? b->batch.sparse_segs : 0;
     const double step = bench_time(call_step, b);
-    printf("  %-16s %7.1f us %5.1f x  score %5.1f  select %5.1f  prefix %5.1f", policy->name, step,
+    printf("  %-16s %7.1f us %5.1f x  score %5.1f  select %5.1f  attend %5.1f", policy->name, step,
            dense / step, policy->top ? stage(b, call_score) : 0.0, stage(b, call_select),
-           stage(b, call_prefix));
+           stage(b, call_attn));
     int32_t count;
     KT_OK(kern_read(b->plan.page_count, 0, &count, 1));
     printf("  pages %d\n", count);
@@ -277,9 +285,8 @@ static void sparse_table(int requests, int block, int prefix, int active)
     attn_bench *b = open_attn(requests, block, prefix, active);
     b->batch.sparse_segs = b->batch.sparse_rows = b->batch.scan_segs = 0;
     const double dense = bench_time(call_step, b);
-    printf("step, %d x block %d, %d active, %dK: dense %.1f us, active set %.1f, merge %.1f\n",
-           requests, block, active, prefix >> 10, dense, bench_time(call_active, b),
-           bench_time(call_merge, b));
+    printf("step, %d x block %d, %d active, %dK: dense %.1f us, active set %.1f\n", requests, block,
+           active, prefix >> 10, dense, bench_time(call_active, b));
     b->batch.sparse_segs = requests;
     b->batch.sparse_rows = b->batch.rows;
     for (size_t i = 0; i < KT_COUNT(policies); i++)

@@ -488,7 +488,7 @@ static mass_out run_mass(kern_dev *dev, const ac_case *c, const float *page_lse,
     d.batch.seg_slot = bs;
     d.batch.kv_slot = bk;
     d.batch.mass_segs = n;
-    KT_OK(kern_page_mass(dev, &(kern_page_mass_args){p, l, &d.batch, c->shape.heads,
+    KT_OK(kern_page_mass(dev, &(kern_page_mass_args){p, l, &d.batch, &d.plan, c->shape.heads,
                                                      c->shape.kv_heads, lists, 0, m}));
     kern_kept_lists kept = {kt_out_i32(dev, kept_n * CAP), kt_out_i32(dev, kept_n), lists, CAP};
     KT_OK(kern_mass_select(dev,
@@ -511,7 +511,9 @@ void pt_test_page_mass(void **state)
     kt_rng rng = {10};
     for (size_t i = 0; i < KT_COUNT(shapes); i++) {
         ac_case *c = pt_case(&rng, shapes[i], 4, true);
-        const int lists = i % 2 ? c->shape.kv_heads : 1;
+        const int lists = i % 2 || c->shape.lists > 1 ? c->shape.kv_heads : 1;
+        if (i % 3 == 0)
+            pt_random_plan(&rng, c);
         const size_t heads = (size_t)c->shape.heads, width = (size_t)c->max_pages;
         const size_t n = (size_t)(c->segs + 1) / 2;
         const size_t count = n * (size_t)lists * width;

@@ -11,28 +11,57 @@
 // a few hundred roundings of 6e-8, on outputs of size 1.
 static const double tolerance = 1e-5;
 
+// What a call leaves, and the cache that it found.
 typedef struct outputs {
-    float *o, *lse;
+    size_t heads, dim, slots; // row heads, head dim, slot heads
+    float *o, *lse, *out, *cache_o, *cache_lse;
+    float *before_o, *before_lse;
 } outputs;
 
-static outputs run_prefix(const ac_case *c, int threads)
+// A cache of random parts, some of them of an empty prefix.
+static void fill_cache(outputs *out)
+{
+    kt_rng rng = {out->slots};
+    out->before_o = kt_random(&rng, out->slots * out->dim, 1.0f);
+    out->before_lse = kt_random(&rng, out->slots, 8.0f);
+    for (size_t i = 0; i < out->slots; i += 7) {
+        out->before_lse[i] = -INFINITY;
+        out->before_o[i * out->dim] = NAN;
+    }
+}
+
+static outputs run_attn(const ac_case *c, int threads)
 {
     kern_dev *dev = kt_open(threads);
     ac_dev d = ac_upload(c, dev);
-    const size_t heads = (size_t)(c->rows * c->shape.heads), dim = (size_t)c->shape.dim;
-    kern_buf *o = kt_out_f32(dev, heads * dim), *lse = kt_out_f32(dev, heads);
-    KT_OK(kern_attn_prefix(dev, &(kern_attn_prefix_args){.q = d.qkv,
-                                                         .stride = ac_width(c),
-                                                         .kv = d.kv,
-                                                         .batch = &d.batch,
-                                                         .plan = &d.plan,
-                                                         .heads = c->shape.heads,
-                                                         .scale = c->scale,
-                                                         .o = o,
-                                                         .lse = lse}));
-    const outputs out = {kt_take(o, heads * dim), kt_take(lse, heads)};
-    kern_buf_free(o);
-    kern_buf_free(lse);
+    outputs out = {.heads = (size_t)(c->rows * c->shape.heads),
+                   .dim = (size_t)c->shape.dim,
+                   .slots = (size_t)(c->slots * c->shape.heads)};
+    fill_cache(&out);
+    const size_t values = out.heads * out.dim, cached = out.slots * out.dim;
+    kern_buf *o = kt_out_f32(dev, values), *lse = kt_out_f32(dev, out.heads);
+    kern_buf *merged = kt_out_f32(dev, values);
+    kern_buf *cache_o = kt_in_f32(dev, out.before_o, cached);
+    kern_buf *cache_lse = kt_in_f32(dev, out.before_lse, out.slots);
+    KT_OK(kern_attn(dev, &(kern_attn_args){.qkv = d.qkv,
+                                           .kv = d.kv,
+                                           .batch = &d.batch,
+                                           .plan = &d.plan,
+                                           .heads = c->shape.heads,
+                                           .scale = c->scale,
+                                           .o = o,
+                                           .lse = lse,
+                                           .cache_o = cache_o,
+                                           .cache_lse = cache_lse,
+                                           .out = merged}));
+    out.o = kt_take(o, values);
+    out.lse = kt_take(lse, out.heads);
+    out.out = kt_take(merged, values);
+    out.cache_o = kt_take(cache_o, cached);
+    out.cache_lse = kt_take(cache_lse, out.slots);
+    kern_buf *const bufs[] = {o, lse, merged, cache_o, cache_lse};
+    for (size_t i = 0; i < KT_COUNT(bufs); i++)
+        kern_buf_free(bufs[i]);
     ac_release(&d);
     kern_dev_close(dev);
     return out;
@@ -40,8 +69,20 @@ static outputs run_prefix(const ac_case *c, int threads)
 
 static void free_outputs(outputs *out)
 {
-    rt_free(out->o);
-    rt_free(out->lse);
+    void *const all[] = {out->o,         out->lse,      out->out,       out->cache_o,
+                         out->cache_lse, out->before_o, out->before_lse};
+    for (size_t i = 0; i < KT_COUNT(all); i++)
+        rt_free(all[i]);
+}
+
+// The same bits in `rows` rows, from row0 of `whole`.
+static void check_same(const outputs *part, const outputs *whole, int row0, int rows, int heads,
+                       const char *what)
+{
+    const size_t at = (size_t)(row0 * heads), count = (size_t)(rows * heads), dim = whole->dim;
+    KT_SAME(part->lse, whole->lse + at, count, what);
+    KT_SAME(part->o, whole->o + at * dim, count * dim, what);
+    KT_SAME(part->out, whole->out + at * dim, count * dim, what);
 }
 
 // ---- the equations ---------------------------------------------------------------
@@ -217,7 +258,7 @@ static void prefix_matches_the_equation(void **state)
     for (int round = 0; round < 40; round++) {
         ac_case *c = random_case(&rng, random_shape(&rng), 300);
         random_plan(c, &rng);
-        outputs out = run_prefix(c, 1 + round % 2);
+        outputs out = run_attn(c, 1 + round % 2);
         check_prefix(c, &out);
         free_outputs(&out);
         ac_free(c);
@@ -236,7 +277,7 @@ static void long_prefixes_match_the_equation(void **state)
         ac_case *c = ac_new(&rng, shape, segs, 2, 1);
         if (round % 2)
             random_plan(c, &rng);
-        outputs out = run_prefix(c, 1 + round);
+        outputs out = run_attn(c, 1 + round);
         check_prefix(c, &out);
         free_outputs(&out);
         ac_free(c);
@@ -256,11 +297,12 @@ static void threads_do_not_change_bits(void **state)
         shape.block = 4 << kt_int(&rng, 0, 2);
         ac_case *c = random_case(&rng, shape, round < 3 ? 4200 : 200);
         random_plan(c, &rng);
-        outputs one = run_prefix(c, 1);
+        outputs one = run_attn(c, 1);
         for (int threads = 2; threads <= 7; threads += 5) {
-            outputs many = run_prefix(c, threads);
-            KT_SAME(one.lse, many.lse, (size_t)(c->rows * shape.heads), "threads");
-            KT_SAME(one.o, many.o, (size_t)(c->rows * shape.heads * shape.dim), "threads");
+            outputs many = run_attn(c, threads);
+            check_same(&many, &one, 0, c->rows, shape.heads, "threads");
+            KT_SAME(one.cache_o, many.cache_o, one.slots * one.dim, "threads");
+            KT_SAME(one.cache_lse, many.cache_lse, one.slots, "threads");
             free_outputs(&many);
         }
         free_outputs(&one);
@@ -305,15 +347,12 @@ static void chunks_do_not_change_bits(void **state)
         const ac_seg segs[] = {{KERN_SEG_STEP, 2 * shape.block, 1},
                                {KERN_SEG_PREFILL, start * shape.block, blocks}};
         ac_case *c = ac_new(&rng, shape, segs, 2, 1);
-        outputs whole = run_prefix(c, 2);
+        outputs whole = run_attn(c, 2);
         for (int b = 0; b < blocks;) {
             const int n = kt_int(&rng, 1, 3) < blocks - b ? kt_int(&rng, 1, 2) : 1;
             ac_case *part = cut_rows(c, 1, b * shape.block, n * shape.block);
-            outputs out = run_prefix(part, 1);
-            const int row = (b + 1) * shape.block, heads = part->rows * shape.heads;
-            KT_SAME(out.lse, whole.lse + row * shape.heads, (size_t)heads, "chunk");
-            KT_SAME(out.o, whole.o + row * shape.heads * shape.dim, (size_t)(heads * shape.dim),
-                    "chunk");
+            outputs out = run_attn(part, 1);
+            check_same(&out, &whole, (b + 1) * shape.block, part->rows, shape.heads, "chunk");
             free_outputs(&out);
             ac_free(part);
             b += n;
@@ -332,12 +371,12 @@ static void active_rows_do_not_change_bits(void **state)
         const ac_shape shape = random_shape(&rng);
         ac_case *c = ac_new(
             &rng, shape, &(ac_seg){KERN_SEG_STEP, (200 / shape.block + 1) * shape.block, 1}, 1, 1);
-        outputs all = run_prefix(c, 1);
+        outputs all = run_attn(c, 1);
         const int heads = shape.heads;
         for (int row = 0; row < c->rows; row += 3) {
             c->act_rows[0] = row;
             c->act_count[0] = 1;
-            outputs one = run_prefix(c, 1);
+            outputs one = run_attn(c, 1);
             KT_SAME(one.lse + row * heads, all.lse + row * heads, (size_t)heads, "row");
             KT_SAME(one.o + row * heads * shape.dim, all.o + row * heads * shape.dim,
                     (size_t)(heads * shape.dim), "row");
@@ -357,7 +396,7 @@ static void a_nan_key_is_not_hidden(void **state)
         .block = 8, .page = 16, .heads = 2, .kv_heads = 1, .dim = 16, .lists = 1};
     ac_case *c = ac_new(&rng, shape, &(ac_seg){KERN_SEG_PREFILL, 0, 6}, 1, 0);
     c->k[ac_token(c, 0, 19, 0) + 3] = NAN;
-    outputs out = run_prefix(c, 1);
+    outputs out = run_attn(c, 1);
     for (int row = 0; row < c->rows; row++)
         assert_int_equal(!!isnan(out.lse[2 * row]), row >= 24);
     free_outputs(&out);
@@ -366,96 +405,34 @@ static void a_nan_key_is_not_hidden(void **state)
 
 // ---- merge ---------------------------------------------------------------------------
 
-typedef struct merge_data {
-    size_t heads, dim, slots; // row heads, head dim, slot heads
-    float *o, *lse, *cache_o, *cache_lse;
-} merge_data;
-
-static merge_data random_parts(const ac_case *c, kt_rng *rng)
-{
-    merge_data m = {.heads = (size_t)(c->rows * c->shape.heads),
-                    .dim = (size_t)c->shape.dim,
-                    .slots = (size_t)(c->slots * c->shape.heads)};
-    m.o = kt_random(rng, m.heads * m.dim, 1.0f);
-    m.lse = kt_random(rng, m.heads, 8.0f);
-    m.cache_o = kt_random(rng, m.slots * m.dim, 1.0f);
-    m.cache_lse = kt_random(rng, m.slots, 8.0f);
-    for (size_t i = 0; i < m.heads; i += 5)
-        m.lse[i] = -INFINITY;
-    for (size_t i = 0; i < m.slots; i += 7)
-        m.cache_lse[i] = -INFINITY;
-    return m;
-}
-
-static void free_parts(merge_data *m)
-{
-    rt_free(m->o);
-    rt_free(m->lse);
-    rt_free(m->cache_o);
-    rt_free(m->cache_lse);
-}
-
-// Runs the merge; `after` receives the cache.
-static float *run_merge(const ac_case *c, const merge_data *m, int threads, merge_data *after)
-{
-    kern_dev *dev = kt_open(threads);
-    ac_dev d = ac_upload(c, dev);
-    kern_buf *o = kt_in_f32(dev, m->o, m->heads * m->dim), *lse = kt_in_f32(dev, m->lse, m->heads);
-    kern_buf *cache_o = kt_in_f32(dev, m->cache_o, m->slots * m->dim);
-    kern_buf *cache_lse = kt_in_f32(dev, m->cache_lse, m->slots);
-    kern_buf *out = kt_out_f32(dev, m->heads * m->dim);
-    KT_OK(kern_attn_merge(dev, &(kern_attn_merge_args){.qkv = d.qkv,
-                                                       .batch = &d.batch,
-                                                       .plan = &d.plan,
-                                                       .heads = c->shape.heads,
-                                                       .kv_heads = c->shape.kv_heads,
-                                                       .head_dim = c->shape.dim,
-                                                       .scale = c->scale,
-                                                       .o = o,
-                                                       .lse = lse,
-                                                       .cache_o = cache_o,
-                                                       .cache_lse = cache_lse,
-                                                       .out = out}));
-    after->cache_o = kt_take(cache_o, m->slots * m->dim);
-    after->cache_lse = kt_take(cache_lse, m->slots);
-    float *result = kt_take(out, m->heads * m->dim);
-    kern_buf *all[] = {o, lse, cache_o, cache_lse, out};
-    for (size_t i = 0; i < KT_COUNT(all); i++)
-        kern_buf_free(all[i]);
-    ac_release(&d);
-    kern_dev_close(dev);
-    return result;
-}
-
-static void check_merge(const ac_case *c, const merge_data *m, const float *out,
-                        const merge_data *after)
+static void check_merge(const ac_case *c, const outputs *a)
 {
     const int heads = c->shape.heads;
     double o_b[256], want[256];
-    bool *refreshed = kt_alloc(m->slots + 1, sizeof *refreshed);
+    bool *refreshed = kt_alloc(a->slots + 1, sizeof *refreshed);
     for (int row = 0; row < c->rows; row++)
         for (int h = 0; h < heads; h++) {
             const size_t here = (size_t)(row * heads + h);
             const size_t cached =
                 (size_t)((c->cache_slot[row] < 0 ? 0 : c->cache_slot[row]) * heads + h);
             const bool fresh = active(c, row);
-            const float *o_p = fresh ? m->o + here * m->dim : m->cache_o + cached * m->dim;
-            const double lp = (double)(fresh ? m->lse[here] : m->cache_lse[cached]);
+            const float *o_p = fresh ? a->o + here * a->dim : a->before_o + cached * a->dim;
+            const double lp = (double)(fresh ? a->lse[here] : a->before_lse[cached]);
             const double lb = block_reference(c, row, h, o_b), top = fmax(lp, lb);
             const double wp = exp(lp - top), wb = exp(lb - top);
-            for (size_t j = 0; j < m->dim; j++)
-                want[j] = (wp * (double)o_p[j] + wb * o_b[j]) / (wp + wb);
-            KT_NEAR(out + here * m->dim, want, m->dim, 1.0, tolerance);
+            for (size_t j = 0; j < a->dim; j++)
+                want[j] = wp > 0.0 ? (wp * (double)o_p[j] + wb * o_b[j]) / (wp + wb) : o_b[j];
+            KT_NEAR(a->out + here * a->dim, want, a->dim, 1.0, tolerance);
             if (!fresh || c->cache_slot[row] < 0)
                 continue;
             refreshed[cached] = true;
-            KT_SAME(after->cache_o + cached * m->dim, m->o + here * m->dim, m->dim, "cache");
-            assert_true(after->cache_lse[cached] == m->lse[here]);
+            KT_SAME(a->cache_o + cached * a->dim, a->o + here * a->dim, a->dim, "cache");
+            assert_true(a->cache_lse[cached] == a->lse[here]);
         }
-    for (size_t i = 0; i < m->slots; i++)
+    for (size_t i = 0; i < a->slots; i++)
         if (!refreshed[i]) {
-            KT_SAME(after->cache_o + i * m->dim, m->cache_o + i * m->dim, m->dim, "kept cache");
-            assert_true(after->cache_lse[i] == m->cache_lse[i]);
+            KT_SAME(a->cache_o + i * a->dim, a->before_o + i * a->dim, a->dim, "kept cache");
+            assert_true(a->cache_lse[i] == a->before_lse[i]);
         }
     rt_free(refreshed);
 }
@@ -467,16 +444,9 @@ static void merge_matches_the_equation(void **state)
     for (int round = 0; round < 30; round++) {
         ac_case *c = random_case(&rng, random_shape(&rng), 100);
         random_plan(c, &rng);
-        merge_data m = random_parts(c, &rng), after = {0}, again = {0};
-        float *out = run_merge(c, &m, 1, &after);
-        check_merge(c, &m, out, &after);
-        float *out2 = run_merge(c, &m, 3, &again);
-        KT_SAME(out, out2, m.heads * m.dim, "threads");
-        rt_free(out);
-        rt_free(out2);
-        free_parts(&m);
-        free_parts(&after);
-        free_parts(&again);
+        outputs out = run_attn(c, 1 + round % 3);
+        check_merge(c, &out);
+        free_outputs(&out);
         ac_free(c);
     }
 }
@@ -498,18 +468,20 @@ static void unusable_batches_are_refused(void **state)
         c->pos[3] = fault == 3 ? 12 : 11;
         ac_dev d = ac_upload(c, dev);
         d.batch.max_pages = fault == 4 ? 0 : d.batch.max_pages;
-        const kern_attn_merge_args merge = {d.qkv, &d.batch, &d.plan, 2,       1,         8,
-                                            0.3f,  o,        lse,     cache_o, cache_lse, out};
-        const kern_attn_prefix_args prefix = {d.qkv, ac_width(c), d.kv, &d.batch, &d.plan,
-                                              2,     0.3f,        o,    lse,      NULL};
-        if (fault < 2)
-            KT_REFUSED(kern_attn_merge(dev, &merge), RT_ERR_INVALID, "kern_attn_merge", "slot");
-        if (fault == 2)
-            KT_REFUSED(kern_attn_prefix(dev, &prefix), RT_ERR_INVALID, "kern_attn_prefix", "row");
-        if (fault == 3)
-            KT_REFUSED(kern_attn_merge(dev, &merge), RT_ERR_INVALID, "kern_attn_merge", "block");
-        if (fault == 4)
-            KT_REFUSED(kern_attn_prefix(dev, &prefix), RT_ERR_LIMIT, "kern_attn_prefix", "pages");
+        const kern_attn_args args = {.qkv = d.qkv,
+                                     .kv = d.kv,
+                                     .batch = &d.batch,
+                                     .plan = &d.plan,
+                                     .heads = 2,
+                                     .scale = 0.3f,
+                                     .o = o,
+                                     .lse = lse,
+                                     .cache_o = cache_o,
+                                     .cache_lse = cache_lse,
+                                     .out = out};
+        static const char *const words[] = {"slot", "slot", "row", "block", "pages"};
+        KT_REFUSED(kern_attn(dev, &args), fault == 4 ? RT_ERR_LIMIT : RT_ERR_INVALID, "kern_attn",
+                   words[fault]);
         ac_release(&d);
     }
     kern_buf *all[] = {o, lse, out, cache_o, cache_lse};
@@ -528,22 +500,35 @@ static void bench(const char *what, ac_shape shape, ac_seg seg, int threads)
     kern_dev *dev = kt_open(threads);
     ac_dev d = ac_upload(c, dev);
     const size_t heads = (size_t)(c->rows * shape.heads);
-    kern_buf *o = kt_out_f32(dev, heads * (size_t)shape.dim), *lse = kt_out_f32(dev, heads);
-    const kern_attn_prefix_args args = {d.qkv,       ac_width(c), d.kv, &d.batch, &d.plan,
-                                        shape.heads, c->scale,    o,    lse,      NULL};
+    const size_t values = heads * (size_t)shape.dim;
+    const size_t slots = (size_t)(c->slots * shape.heads);
+    kern_buf *const bufs[] = {kt_out_f32(dev, values), kt_out_f32(dev, heads),
+                              kt_out_f32(dev, values), kt_out_f32(dev, slots * (size_t)shape.dim),
+                              kt_out_f32(dev, slots)};
+    const kern_attn_args args = {.qkv = d.qkv,
+                                 .kv = d.kv,
+                                 .batch = &d.batch,
+                                 .plan = &d.plan,
+                                 .heads = shape.heads,
+                                 .scale = c->scale,
+                                 .o = bufs[0],
+                                 .lse = bufs[1],
+                                 .cache_o = bufs[3],
+                                 .cache_lse = bufs[4],
+                                 .out = bufs[2]};
     double flops = 0.0, best = 1e9;
     for (int row = 0; row < c->rows; row++)
         flops += 4.0 * shape.heads * shape.dim * ac_prefix(c, row);
     for (int i = 0; i < 10; i++) {
         const double start = rt_clock_now();
-        KT_OK(kern_attn_prefix(dev, &args));
+        KT_OK(kern_attn(dev, &args));
         best = fmin(best, rt_clock_now() - start);
     }
     printf("%s: rows %d, prefix %d, heads %d/%d, dim %d, threads %d: %.3f ms, %.1f GFLOP/s\n", what,
            c->rows, ac_prefix(c, 0), shape.heads, shape.kv_heads, shape.dim, threads, best * 1e3,
            flops / best * 1e-9);
-    kern_buf_free(o);
-    kern_buf_free(lse);
+    for (size_t i = 0; i < KT_COUNT(bufs); i++)
+        kern_buf_free(bufs[i]);
     ac_release(&d);
     kern_dev_close(dev);
     ac_free(c);

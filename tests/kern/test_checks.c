@@ -472,6 +472,7 @@ static void test_mass_arguments(void **state)
     kern_page_mass_args mass = {.page_lse = f->f32,
                                 .lse = f->f32,
                                 .batch = &f->batch,
+                                .plan = &f->plan,
                                 .heads = 4,
                                 .kv_heads = 2,
                                 .score_lists = 3,
@@ -483,6 +484,7 @@ static void test_mass_arguments(void **state)
     BAD_INT(kern_page_mass, mass, kv_heads, 0);
     BAD_INT(kern_page_mass, mass, score_lists, 0);
     BAD_INT(kern_page_mass, mass, list0, 2);
+    BAD_PLAN(kern_page_mass, mass, page_count, NULL);
     BAD_INT(kern_page_mass, mass, batch, NULL);
     BAD_BATCH(kern_page_mass, mass, mass_segs, 3);
     BAD_BATCH(kern_page_mass, mass, kv_slot, NULL);
@@ -575,6 +577,7 @@ static void test_wild_segments(void **state)
     kern_page_mass_args sum = {.page_lse = f->f32,
                                .lse = f->f32,
                                .batch = &f->batch,
+                               .plan = &f->plan,
                                .heads = 4,
                                .kv_heads = 2,
                                .score_lists = 1,
@@ -600,54 +603,37 @@ static void test_wild_segments(void **state)
 static void test_attention_arguments(void **state)
 {
     fixture *f = *state;
-    kern_attn_prefix_args prefix = {.q = f->f32,
-                                    .stride = 32,
-                                    .kv = f->kv,
-                                    .batch = &f->batch,
-                                    .plan = &f->plan,
-                                    .heads = 4,
-                                    .o = f->f32,
-                                    .lse = f->f32};
-    BAD_BUF(kern_attn_prefix, prefix, q);
-    BAD_BUF(kern_attn_prefix, prefix, kv.k);
-    BAD_BUF(kern_attn_prefix, prefix, kv.v);
-    BAD_BUF(kern_attn_prefix, prefix, o);
-    BAD_BUF(kern_attn_prefix, prefix, lse);
-    BAD_INT(kern_attn_prefix, prefix, stride, 0);
-    BAD_INT(kern_attn_prefix, prefix, heads, 3);
-    BAD_PLAN(kern_attn_prefix, prefix, act_rows, NULL);
-    BAD_BATCH(kern_attn_prefix, prefix, pos, NULL);
-    prefix.page_lse = f->f32; // may be NULL; then nothing more is asked for
+    kern_attn_args attn = {.qkv = f->f32,
+                           .kv = f->kv,
+                           .batch = &f->batch,
+                           .plan = &f->plan,
+                           .heads = 4,
+                           .o = f->f32,
+                           .lse = f->f32,
+                           .cache_o = f->f32,
+                           .cache_lse = f->f32,
+                           .out = f->f32};
+    BAD_BUF(kern_attn, attn, qkv);
+    BAD_BUF(kern_attn, attn, kv.k);
+    BAD_BUF(kern_attn, attn, kv.v);
+    BAD_BUF(kern_attn, attn, o);
+    BAD_BUF(kern_attn, attn, lse);
+    BAD_OPEN_BUF(kern_attn, attn, cache_o);
+    BAD_OPEN_BUF(kern_attn, attn, cache_lse);
+    BAD_BUF(kern_attn, attn, out);
+    BAD_INT(kern_attn, attn, heads, 3);
+    BAD_PLAN(kern_attn, attn, act_rows, NULL);
+    BAD_BATCH(kern_attn, attn, pos, NULL);
+    BAD_BATCH(kern_attn, attn, cache_slot, NULL);
+    attn.page_lse = f->f32; // may be NULL; then nothing more is asked for
     const kern_batch before = f->batch;
     f->batch.mass_segs = 1;
     f->batch.seg_mass = f->i32;
-    BAD(kern_attn_prefix, prefix, "page_lse", a.page_lse = f->small);
-    BAD(kern_attn_prefix, prefix, "page_lse", a.page_lse = f->i32);
-    BAD_BATCH(kern_attn_prefix, prefix, seg_mass, NULL);
-    BAD_BATCH(kern_attn_prefix, prefix, kv_slot, NULL);
+    BAD(kern_attn, attn, "page_lse", a.page_lse = f->small);
+    BAD(kern_attn, attn, "page_lse", a.page_lse = f->i32);
+    BAD_BATCH(kern_attn, attn, seg_mass, NULL);
+    BAD_BATCH(kern_attn, attn, kv_slot, NULL);
     f->batch = before;
-
-    kern_attn_merge_args merge = {.qkv = f->f32,
-                                  .batch = &f->batch,
-                                  .plan = &f->plan,
-                                  .heads = 4,
-                                  .kv_heads = 2,
-                                  .head_dim = 4,
-                                  .o = f->f32,
-                                  .lse = f->f32,
-                                  .cache_o = f->f32,
-                                  .cache_lse = f->f32,
-                                  .out = f->f32};
-    BAD_BUF(kern_attn_merge, merge, qkv);
-    BAD_BUF(kern_attn_merge, merge, o);
-    BAD_BUF(kern_attn_merge, merge, lse);
-    BAD_OPEN_BUF(kern_attn_merge, merge, cache_o);
-    BAD_OPEN_BUF(kern_attn_merge, merge, cache_lse);
-    BAD_BUF(kern_attn_merge, merge, out);
-    BAD_INT(kern_attn_merge, merge, heads, 3);
-    BAD_INT(kern_attn_merge, merge, kv_heads, 0);
-    BAD_INT(kern_attn_merge, merge, head_dim, 0);
-    BAD_BATCH(kern_attn_merge, merge, cache_slot, NULL);
 }
 
 static void test_vocab_arguments(void **state)
@@ -756,8 +742,7 @@ static void test_no_rows_is_fine(void **state)
     KT_OK(kern_key_score(f->dev, &(kern_key_score_args){.batch = &batch}));
     KT_OK(kern_key_peaks(f->dev, &(kern_key_peaks_args){.batch = &batch}));
     KT_OK(kern_plan_count(f->dev, &(kern_plan_count_args){.batch = &batch}));
-    KT_OK(kern_attn_prefix(f->dev, &(kern_attn_prefix_args){.batch = &batch}));
-    KT_OK(kern_attn_merge(f->dev, &(kern_attn_merge_args){.batch = &batch}));
+    KT_OK(kern_attn(f->dev, &(kern_attn_args){.batch = &batch}));
     const kern_linear_args args = {.n = 1, .k = 1};
     KT_REFUSED(kern_linear(NULL, &args), RT_ERR_INVALID, "kern_linear", "dev");
     KT_REFUSED(kern_linear(f->dev, NULL), RT_ERR_INVALID, "kern_linear", "args");

@@ -94,27 +94,17 @@ static float *attend(const ac_case *c, const ac_dev *d, const memory *m)
     const size_t heads = (size_t)(c->rows * c->shape.heads), dim = (size_t)c->shape.dim;
     kern_buf *o = kt_out_f32(d->dev, heads * dim), *lse = kt_out_f32(d->dev, heads);
     kern_buf *out = kt_out_f32(d->dev, heads * dim);
-    KT_OK(kern_attn_prefix(d->dev, &(kern_attn_prefix_args){.q = d->qkv,
-                                                            .stride = ac_width(c),
-                                                            .kv = d->kv,
-                                                            .batch = &d->batch,
-                                                            .plan = &d->plan,
-                                                            .heads = c->shape.heads,
-                                                            .scale = c->scale,
-                                                            .o = o,
-                                                            .lse = lse}));
-    KT_OK(kern_attn_merge(d->dev, &(kern_attn_merge_args){.qkv = d->qkv,
-                                                          .batch = &d->batch,
-                                                          .plan = &d->plan,
-                                                          .heads = c->shape.heads,
-                                                          .kv_heads = c->shape.kv_heads,
-                                                          .head_dim = c->shape.dim,
-                                                          .scale = c->scale,
-                                                          .o = o,
-                                                          .lse = lse,
-                                                          .cache_o = m->cache_o,
-                                                          .cache_lse = m->cache_lse,
-                                                          .out = out}));
+    KT_OK(kern_attn(d->dev, &(kern_attn_args){.qkv = d->qkv,
+                                              .kv = d->kv,
+                                              .batch = &d->batch,
+                                              .plan = &d->plan,
+                                              .heads = c->shape.heads,
+                                              .scale = c->scale,
+                                              .o = o,
+                                              .lse = lse,
+                                              .cache_o = m->cache_o,
+                                              .cache_lse = m->cache_lse,
+                                              .out = out}));
     float *merged = kt_take(out, heads * dim);
     kern_buf_free(o);
     kern_buf_free(lse);
