@@ -108,7 +108,7 @@ static rt_status check_head(const app_journal *j, const app_line *line, const rt
                  {"lines", "of another input: this one is not what its results answer"},
                  {"model", "of another model"},
                  {"options", "made with other options"}};
-    json_t *got, *now;
+    json_t *got, *now = NULL;
     RT_TRY(rt_json_parse(line->text, line->len, j->path, &got));
     rt_status status = rt_json_parse(want->data, want->len, j->path, &now);
     for (size_t i = 0; status == RT_OK && i < sizeof parts / sizeof parts[0]; i++) {
@@ -120,8 +120,7 @@ static rt_status check_head(const app_journal *j, const app_line *line, const rt
         status = RT_FAIL(RT_ERR_INVALID, "%s: %s%s%.800s%s", j->path, parts[i].what,
                          text ? ": '" : "", text ? json_string_value(a) : "", text ? "'" : "");
     }
-    if (status == RT_OK)
-        json_decref(now);
+    json_decref(now);
     json_decref(got);
     return status;
 }
