@@ -425,6 +425,28 @@ static void test_bad_lines(void **state)
     free(out);
 }
 
+// A request that all the KV pages of a group cannot hold, beside one that they can: 16 tokens
+// and what each of 4 sessions may leave unused, (4 + 16) tokens, make 6 pages.
+static void test_few_pages(void **state)
+{
+    (void)state;
+    char *in = strdup(run_temp("pages.jsonl")), *out = output_of("pages-out");
+    FILE *file = create(in);
+    fprintf(file, "%s\n", ENVELOPE("a", "{\"prompt\": [5, 6], \"max_tokens\": 100}"));
+    fprintf(file, "%s\n", ENVELOPE("b", "{\"prompt\": [5, 6], \"max_tokens\": 20}"));
+    fclose(file);
+    run_well(2, in, out, "--context=16");
+    json_t *records = run_load_lines(out);
+    assert_int_equal(json_array_size(records), 2);
+    const json_t *bad = json_array_get(records, 0);
+    assert_int_equal(run_number(bad, "response.status_code"), 400);
+    assert_non_null(strstr(run_text(bad, "response.body.error.message"), "needed, there are 6"));
+    assert_int_equal(run_number(json_array_get(records, 1), "response.status_code"), 200);
+    json_decref(records);
+    free(in);
+    free(out);
+}
+
 // ---- refused -------------------------------------------------------------------------------
 
 static void test_refused(void **state)
@@ -494,8 +516,8 @@ int main(void)
         cmocka_unit_test(test_groups),       cmocka_unit_test(test_lost_groups),
         cmocka_unit_test(test_killed_ranks), cmocka_unit_test(test_signals),
         cmocka_unit_test(test_full_disk),    cmocka_unit_test(test_long_line),
-        cmocka_unit_test(test_bad_lines),    cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_status),
+        cmocka_unit_test(test_bad_lines),    cmocka_unit_test(test_few_pages),
+        cmocka_unit_test(test_refused),      cmocka_unit_test(test_status),
     };
     const int failed = cmocka_run_group_tests_name("batch", tests, prepare, NULL);
     free(input);
