@@ -76,6 +76,19 @@ int kern_device_count(kern_kind kind)
     return 0;
 }
 
+rt_status kern_device_id(kern_kind kind, int index, unsigned char id[KERN_ID_BYTES])
+{
+    const int count = kern_device_count(kind);
+    if (index < 0 || index >= count)
+        return RT_FAIL(RT_ERR_INVALID, "kern_device_id: device %d of %d", index, count);
+    memset(id, 0, KERN_ID_BYTES);
+#ifdef LOSA_CUDA
+    if (kind == KERN_CUDA)
+        return kern_cuda_device_id(index, id);
+#endif
+    return RT_OK;
+}
+
 rt_status kern_dev_open(const kern_dev_options *options, kern_dev **out)
 {
     RT_CHECK_ARG(options && out);

@@ -49,6 +49,11 @@ typedef struct kern_dev_options {
 // Devices of a kind that this build can open here; 0: none.
 int kern_device_count(kern_kind kind);
 
+// What names device `index` of a kind in the whole world: a GPU's UUID. The host's CPU has none
+// (zeros). Opens nothing.
+enum { KERN_ID_BYTES = 16 };
+rt_status kern_device_id(kern_kind kind, int index, unsigned char id[KERN_ID_BYTES]);
+
 rt_status kern_dev_open(const kern_dev_options *options, kern_dev **out);
 void kern_dev_close(kern_dev *dev); // buffers must be freed before
 kern_kind kern_dev_kind(const kern_dev *dev);

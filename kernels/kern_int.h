@@ -199,6 +199,7 @@ static inline kern_dtype kern_cuda_bound_dtype(kern_precision precision, int hea
 
 rt_status kern_cuda_attach(kern_dev *dev, const kern_dev_options *options);
 int kern_cuda_device_count(void);
+rt_status kern_cuda_device_id(int index, unsigned char id[KERN_ID_BYTES]);
 void *kern_cuda_stream(const kern_dev *dev);
 
 #endif

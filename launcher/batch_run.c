@@ -182,6 +182,7 @@ static rt_status group_size(comm *c, const app_batch_args *args, int *out)
 static rt_status form_groups(lead *l, const app_batch_args *args)
 {
     int size;
+    RT_TRY(rt_engine_check_devices(&args->engine, l->world));
     RT_TRY(group_size(l->world, args, &size));
     l->group = l->world;
     if (size < comm_ranks(l->world))

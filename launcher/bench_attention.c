@@ -82,7 +82,7 @@ static rt_status run_steps(const par_group *group, const bench_args *args, int p
 static rt_status run(comm *c, const bench_args *args, int64_t prefix, json_t *rows)
 {
     par_group group = {.comm = c};
-    rt_status status = comm_agree(c, rt_engine_device(&args->engine, c, &group.dev));
+    rt_status status = rt_engine_device(&args->engine, c, &group.dev);
     if (status == RT_OK)
         status = comm_attach(c, group.dev);
     if (status == RT_OK)

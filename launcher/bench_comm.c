@@ -60,7 +60,7 @@ static rt_status run(comm *c, const bench_args *args, int64_t bytes, json_t *row
 {
     exchange x = {.comm = c};
     kern_dev *dev = NULL;
-    rt_status status = comm_agree(c, rt_engine_device(&args->engine, c, &dev));
+    rt_status status = rt_engine_device(&args->engine, c, &dev);
     if (status == RT_OK)
         status = comm_attach(c, dev);
     if (status == RT_OK)

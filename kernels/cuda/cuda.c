@@ -42,6 +42,17 @@ int kern_cuda_device_count(void)
     return 0;
 }
 
+rt_status kern_cuda_device_id(int index, unsigned char id[KERN_ID_BYTES])
+{
+    struct cudaDeviceProp properties;
+    const cudaError_t error = cudaGetDeviceProperties(&properties, index);
+    if (error != cudaSuccess)
+        return RT_FAIL(RT_ERR_DEVICE, "CUDA device %d: cudaGetDeviceProperties: %s", index,
+                       cudaGetErrorString(error));
+    memcpy(id, properties.uuid.bytes, KERN_ID_BYTES);
+    return RT_OK;
+}
+
 // ---- staging ---------------------------------------------------------------------
 
 rt_status kern_cuda_stage(kern_dev *dev, size_t bytes, void **out)

@@ -107,13 +107,6 @@ rt_status rt_engine_configure(rt_engine *e, const rt_engine_options *options)
     return options->dummy ? RT_OK : rt_checkpoint_open(options->model_dir, &e->ckpt);
 }
 
-static rt_status open_device(rt_engine *e)
-{
-    RT_TRY(rt_engine_device(&e->options, e->group.comm, &e->dev));
-    e->group.dev = e->dev;
-    return RT_OK;
-}
-
 static rt_status open_kvcache(rt_engine *e)
 {
     const rt_kvcache_shape shape = {
@@ -261,12 +254,6 @@ rt_status rt_engine_fill(rt_engine *e)
     return open_state(e);
 }
 
-static rt_status open_machine(rt_engine *e, const rt_engine_options *options)
-{
-    RT_TRY(rt_engine_configure(e, options));
-    return open_device(e);
-}
-
 static rt_status open_memory(rt_engine *e)
 {
     RT_TRY(rt_engine_fill(e));
@@ -280,7 +267,9 @@ static rt_status open_memory(rt_engine *e)
 static rt_status open_all(rt_engine *e, const rt_engine_options *options)
 {
     comm *c = e->group.comm;
-    RT_TRY(comm_agree(c, open_machine(e, options)));
+    RT_TRY(comm_agree(c, rt_engine_configure(e, options)));
+    RT_TRY(rt_engine_device(&e->options, c, &e->dev));
+    e->group.dev = e->dev;
     RT_TRY(comm_attach(c, e->dev));
     RT_TRY(rt_engine_size(e));
     return comm_agree(c, open_memory(e));

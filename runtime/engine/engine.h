@@ -78,9 +78,11 @@ rt_status rt_engine_context_for(const rt_engine_options *options, const rt_reque
 // Not collective: of `c` only rank and ranks matter.
 rt_status rt_engine_plan(const rt_engine_options *options, comm *c, rt_memory *out);
 
-// This rank's device, as an engine with these options opens it: one of its own on its
-// host. Not collective; for benchmarks without an engine.
-rt_status rt_engine_device(const rt_engine_options *options, const comm *c, kern_dev **out);
+// Collective: this rank's device, as an engine with these options opens it; for benchmarks
+// without an engine. GPUs that two ranks would share are refused, on every rank.
+rt_status rt_engine_device(const rt_engine_options *options, comm *c, kern_dev **out);
+// That check alone, which opens nothing: for jobs whose engines have a part of the ranks each.
+rt_status rt_engine_check_devices(const rt_engine_options *options, comm *c);
 
 // Collective. Loads the model and reserves all memory; what does not fit is refused before
 // anything is loaded, with the numbers, on every rank. `c` is borrowed.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The inside of the engine, shared by its files:
 //   engine.c     opens and closes everything, on all ranks
+//   device.c     which device a rank drives
 //   memory.c     what that takes, and how many KV pages there are
 //   step.c       executes one step command, the same on every rank
 //   graphs.c     forwards that were recorded
@@ -78,6 +79,14 @@ enum { RT_LOGITS_ROWS = 64 }; // rows of logits gathered at a time
 bool rt_engine_is_root(const rt_engine *e);
 // Threads of this rank.
 int rt_engine_threads(const rt_engine_options *options, const comm *c);
+
+// The GPU that a rank would take.
+typedef struct rt_seat {
+    unsigned char id[KERN_ID_BYTES];
+    int index, seen; // its number, of so many that the rank sees
+} rt_seat;
+// Whether all of them are different.
+rt_status rt_seats_check(const rt_seat *seats, int ranks, int local_ranks);
 
 rt_status rt_engine_read_config(const rt_engine_options *options, rt_model_config *out);
 rt_status rt_engine_open_tokenizer(rt_engine *e);
