@@ -11,11 +11,11 @@ set -uo pipefail
 
 pack() { # build folder, target folder
     mkdir -p "$2/lib"
-    cp "$0" "$1/losa" "$1/tests/test_gpu_parity" "$1/tests/test_gpu_model" "$2/"
+    cp "$0" "$1/losa" "$1/tests/"test_gpu_{parity,model,memory} "$2/"
     ldd "$1/losa" "$1/tests/test_gpu_parity" | awk '$2 == "=>" { print $3 }' | sort -u |
         grep -vE '/(libc|libm|libpthread|libdl|librt|libgcc_s|libstdc\+\+)\.so' |
         grep -vE 'lib(cuda|cublas|nccl)' | xargs -I{} cp -L {} "$2/lib/"
-    strip "$2/losa" "$2/test_gpu_parity" "$2/test_gpu_model"
+    strip "$2/losa" "$2/"test_gpu_{parity,model,memory}
     du -sh "$2"
 }
 
@@ -90,6 +90,7 @@ case " $parts " in *" parity "*)
 esac
 case " $parts " in *" model "*)
     part model env LOSA_SOURCE=. timeout 300 "$here/test_gpu_model"
+    part model-memory timeout 300 "$here/test_gpu_memory"
     grep -vE '^\[ +(RUN|OK) ' "$out/model.log" | head -n 60
     ;;
 esac
