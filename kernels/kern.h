@@ -167,6 +167,7 @@ typedef struct kern_upload_args {
     const void *src;  // host memory; no alignment needed
     kern_dtype dtype; // F32, BF16 or F16
     size_t rows, cols, stride;
+    bool *nonfinite; // set when a number is NaN or infinite; NULL: nobody wants to know
 } kern_upload_args;
 rt_status kern_upload(const kern_upload_args *args);
 

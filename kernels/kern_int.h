@@ -118,7 +118,7 @@ struct kern_dev {
     bool dry;
     kern_use use;           // of the buffers to come
     size_t used[KERN_USES]; // bytes
-    rt_pool *pool;          // CPU threads
+    rt_pool *pool;          // CPU threads: they compute, or fill a GPU's staging memory
     float *scratch;         // [threads, KERN_CPU_SCRATCH], reserved at open
     void *state;            // of another backend
 };

@@ -2,6 +2,7 @@
 // The run of losa batch on every rank. Rank 0 takes turns between the desk and, as the leader
 // of the first group, its engine; no rank waits for another group.
 #include "launcher/batch.h"
+#include "launcher/loading.h"
 #include "launcher/model_options.h"
 
 #include "runtime/base/clock.h"
@@ -148,7 +149,7 @@ static rt_status run_group(lead *l, const app_batch_args *args, const app_batch_
         RT_TRY(app_model_config(NULL, args->dummy, &given, &random));
         options.dummy = &random;
     }
-    RT_TRY(comm_agree(l->world, rt_engine_open(&options, l->group, &e)));
+    RT_TRY(comm_agree(l->world, app_engine_open(&options, l->group, args->common.quiet, &e)));
     const rt_status status = work(l, e, args, job);
     if (!comm_is_lost(l->world, 0))
         rt_engine_close(e);

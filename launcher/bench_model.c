@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launcher/bench_model.h"
+#include "launcher/loading.h"
 #include "launcher/model_options.h"
 
 #include "runtime/base/mem.h"
@@ -69,7 +70,7 @@ rt_status bench_in_engine(comm *c, const bench_args *args, const rt_engine_optio
                           int tokens, bench_model_fn *measure, json_t *rows)
 {
     bench_model m = {.args = args, .tokens = tokens, .rows = rows};
-    RT_TRY(rt_engine_open(options, c, &m.engine));
+    RT_TRY(app_engine_open(options, c, args->common.quiet, &m.engine));
     rt_status status =
         comm_rank(c) == 0 ? lead(&m, options->context, measure) : rt_engine_worker(m.engine);
     if (status != RT_OK)

@@ -2,6 +2,7 @@
 // losa logits: the logits of a block-causal prefill as a float32 .npy file [n, vocab],
 // for comparing with other programs. Rank 0 reads the ids and writes the file.
 #include "launcher/app.h"
+#include "launcher/loading.h"
 #include "launcher/progress.h"
 
 #include "runtime/base/mem.h"
@@ -109,7 +110,7 @@ static rt_status run(comm *c, void *target)
 {
     const logits_args *args = target;
     rt_engine *e;
-    RT_TRY(rt_engine_open(&args->engine, c, &e));
+    RT_TRY(app_engine_open(&args->engine, c, args->common.quiet, &e));
     rt_status status;
     if (comm_rank(c) == 0) {
         status = lead(e, c, args);

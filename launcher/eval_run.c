@@ -7,6 +7,7 @@
 #include "launcher/eval.h"
 #include "launcher/eval_report.h"
 #include "launcher/eval_score.h"
+#include "launcher/loading.h"
 #include "launcher/model_hash.h"
 #include "launcher/progress.h"
 #include "launcher/report.h"
@@ -243,7 +244,7 @@ static rt_status run_policy(comm *c, evaluation *ev, const rt_engine_options *op
     rt_engine_options mine = *options;
     mine.attention = policy->config;
     rt_engine *e;
-    RT_TRY(rt_engine_open(&mine, c, &e));
+    RT_TRY(app_engine_open(&mine, c, ev->args->common.quiet, &e));
     const rt_status status = first ? lead(e, c, ev, policy) : work(e, c);
     rt_engine_close(e);
     return comm_agree(c, status);

@@ -6,6 +6,7 @@
 // rank 0 closes the engine. Whatever goes wrong on rank 0 before or after the steps
 // (a prompt that does not fit, a full disk) ends with every rank closing in order.
 #include "launcher/generate.h"
+#include "launcher/loading.h"
 #include "launcher/progress.h"
 
 #include "runtime/base/mem.h"
@@ -158,7 +159,7 @@ static rt_status generate(comm *c, const app_generate_args *args, const app_prom
     RT_TRY(size_engine(c, args, prompts, &options));
     app_catch_signals();
     rt_engine *e;
-    RT_TRY(rt_engine_open(&options, c, &e));
+    RT_TRY(app_engine_open(&options, c, args->common.quiet, &e));
     const rt_status status = comm_rank(c) == 0 ? lead(e, c, args, prompts) : work(e, c);
     rt_engine_close(e);
     return comm_agree(c, status);

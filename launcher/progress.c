@@ -45,7 +45,7 @@ static void draw(const char *what, const char *unit, int done, int total, double
     fprintf(stderr, "\r\033[K%s [%s] %d/%d %s", what, bar, done, total, unit);
     if (elapsed > 0 && done > 0) {
         const double speed = done / elapsed;
-        fprintf(stderr, ", %.0f/s, %.0f s left", speed, (total - done) / speed);
+        fprintf(stderr, ", %.0f %s/s, %.0f s left", speed, unit, (total - done) / speed);
     }
     fflush(stderr);
 }

@@ -107,6 +107,7 @@ static void cuda_close(kern_dev *dev)
     cudaFree(cuda->ctx.arrivals);
     if (cuda->ctx.stream)
         cudaStreamDestroy(cuda->ctx.stream);
+    rt_pool_close(dev->pool);
     rt_free(cuda);
 }
 
@@ -412,7 +413,9 @@ rt_status kern_cuda_attach(kern_dev *dev, const kern_dev_options *options)
     dev->state = cuda;
     dev->ops = &cuda_ops;
     dev->recorder = &cuda_recorder;
-    const rt_status status = open_all(dev);
+    rt_status status = rt_pool_open(options->threads, &dev->pool);
+    if (status == RT_OK)
+        status = open_all(dev);
     if (status != RT_OK)
         cuda_close(dev);
     return status;

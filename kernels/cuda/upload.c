@@ -1,104 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
-// Upload of weights to a CUDA device: rows are gathered and converted on the host,
+// Upload of weights to a CUDA device: rows are gathered and converted by the host's threads,
 // into pinned memory, while earlier pieces are on their way.
+#include "kernels/convert.h"
 #include "kernels/cuda/cuda_int.h"
 
-#include <math.h>
-#include <string.h>
+#include <stdatomic.h>
 
-static float float_of_bits(uint32_t bits)
+enum { PART = 128 << 10 }; // bytes that a thread takes at a time
+
+// A piece of an upload, which fits into the staging memory.
+typedef struct piece {
+    const kern_upload_args *args;
+    size_t first, count; // elements of the dense [rows, cols] matrix
+    char *staged;
+    atomic_bool nonfinite;
+} piece;
+
+static size_t part_elements(const kern_upload_args *args)
 {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
+    return PART / kern_dtype_size(args->dst->dtype);
 }
 
-static uint32_t bits_of_float(float value)
+static void gather_part(void *ctx, size_t part, int thread)
 {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-static float float_of_half(uint16_t half)
-{
-    const uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
-    const uint32_t rest = half & 0x7fffu;
-    if (rest >= 0x7c00u) // infinity and NaN
-        return float_of_bits(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
-    const float magnitude = float_of_bits(rest << 13) * 0x1p112f;
-    return sign ? -magnitude : magnitude;
-}
-
-static float read_value(const char *src, kern_dtype dtype)
-{
-    if (dtype == KERN_F32) {
-        float value;
-        memcpy(&value, src, sizeof value);
-        return value;
-    }
-    uint16_t half;
-    memcpy(&half, src, sizeof half);
-    return dtype == KERN_BF16 ? float_of_bits((uint32_t)half << 16) : float_of_half(half);
-}
-
-// Round to nearest, ties to even; NaN stays NaN.
-static uint16_t bf16_of_float(float value)
-{
-    const uint32_t bits = bits_of_float(value);
-    if (isnan(value))
-        return (uint16_t)(bits >> 16 | 0x40u);
-    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-
-static uint16_t half_of_float(float value)
-{
-    const uint32_t bits = bits_of_float(value);
-    const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
-    const float magnitude = fabsf(value);
-    if (isnan(value))
-        return (uint16_t)(sign | 0x7e00u);
-    if (magnitude >= 65520.0f)
-        return (uint16_t)(sign | 0x7c00u);
-    if (magnitude < 0x1p-14f) // subnormal: a multiple of 2^-24
-        return (uint16_t)(sign | (uint16_t)lrintf(magnitude * 0x1p24f));
-    const uint32_t rest = bits & 0x7fffffffu;
-    return (uint16_t)(sign | (((rest + 0xfffu + (rest >> 13 & 1u)) >> 13) - (112u << 10)));
-}
-
-static void write_value(char *dst, kern_dtype dtype, float value)
-{
-    if (dtype == KERN_F32) {
-        memcpy(dst, &value, sizeof value);
-        return;
-    }
-    const uint16_t half = dtype == KERN_BF16 ? bf16_of_float(value) : half_of_float(value);
-    memcpy(dst, &half, sizeof half);
-}
-
-static void convert(const char *src, kern_dtype from, size_t count, char *dst, kern_dtype to)
-{
-    const size_t read = kern_dtype_size(from), write = kern_dtype_size(to);
-    if (from == to) {
-        memcpy(dst, src, count * read);
-        return;
-    }
-    for (size_t i = 0; i < count; i++)
-        write_value(dst + i * write, to, read_value(src + i * read, from));
-}
-
-// Elements [first, first + count) of the dense [rows, cols] matrix.
-static void gather(const kern_upload_args *args, size_t first, size_t count, char *dst)
-{
+    (void)thread;
+    piece *p = ctx;
+    const kern_upload_args *args = p->args;
     const size_t read = kern_dtype_size(args->dtype), write = kern_dtype_size(args->dst->dtype);
-    while (count > 0) {
+    const size_t most = part_elements(args), skip = part * most;
+    size_t first = p->first + skip, left = p->count - skip < most ? p->count - skip : most;
+    char *dst = p->staged + skip * write;
+    while (left > 0) {
         const size_t row = first / args->cols, col = first % args->cols;
-        const size_t n = args->cols - col < count ? args->cols - col : count;
+        const size_t n = args->cols - col < left ? args->cols - col : left;
         const char *src = (const char *)args->src + (row * args->stride + col) * read;
-        convert(src, args->dtype, n, dst, args->dst->dtype);
+        if (!kern_convert(src, args->dtype, n, dst, args->dst->dtype))
+            atomic_store_explicit(&p->nonfinite, true, memory_order_relaxed);
         dst += n * write;
         first += n;
-        count -= n;
+        left -= n;
     }
 }
 
@@ -109,15 +49,18 @@ rt_status kern_cuda_upload(kern_dev *dev, const kern_upload_args *args)
         return RT_FAIL(RT_ERR_UNSUPPORTED, "kern_upload: dst is %s, want f32, bf16 or f16",
                        kern_dtype_name(dtype));
     const size_t size = kern_dtype_size(dtype), most = KERN_CUDA_STAGE / size;
-    const size_t total = args->rows * args->cols;
-    for (size_t done = 0; done < total;) {
-        const size_t n = total - done < most ? total - done : most;
+    const size_t total = args->rows * args->cols, part = part_elements(args);
+    piece p = {.args = args};
+    for (; p.first < total; p.first += p.count) {
+        p.count = total - p.first < most ? total - p.first : most;
         void *staged;
-        RT_TRY(kern_cuda_stage(dev, n * size, &staged));
-        gather(args, done, n, staged);
-        char *dst = (char *)args->dst->ptr + (args->first + done) * size;
-        RT_TRY(kern_cuda_stage_copy(dev, dst, staged, n * size));
-        done += n;
+        RT_TRY(kern_cuda_stage(dev, p.count * size, &staged));
+        p.staged = staged;
+        rt_pool_run(dev->pool, (p.count + part - 1) / part, gather_part, &p);
+        char *dst = (char *)args->dst->ptr + (args->first + p.first) * size;
+        RT_TRY(kern_cuda_stage_copy(dev, dst, staged, p.count * size));
     }
+    if (args->nonfinite)
+        *args->nonfinite |= p.nonfinite;
     return RT_OK;
 }

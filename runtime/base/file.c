@@ -113,6 +113,24 @@ void rt_map_close(rt_map *map)
     *map = (rt_map){0};
 }
 
+void rt_map_want(const void *first, size_t bytes)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t begin = (uintptr_t)first / page * page;
+    if (bytes > 0)
+        (void)madvise((void *)begin, (uintptr_t)first + bytes - begin, MADV_WILLNEED);
+}
+
+// Only whole pages: the others are shared with neighbours.
+void rt_map_drop(const void *first, size_t bytes)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t begin = ((uintptr_t)first + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)first + bytes) / page * page;
+    if (end > begin)
+        (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
+}
+
 rt_status rt_file_read(const char *path, size_t max_bytes, char **out, size_t *len)
 {
     RT_CHECK_ARG(max_bytes <= PTRDIFF_MAX / 2);

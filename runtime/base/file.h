@@ -17,6 +17,11 @@ typedef struct rt_map {
 rt_status rt_map_open(const char *path, rt_map *out);
 void rt_map_close(rt_map *map);
 
+// A part of a mapped file that will be read soon; one that was read for the last time. Both are
+// hints: what is dropped comes back from the file when it is touched again.
+void rt_map_want(const void *first, size_t bytes);
+void rt_map_drop(const void *first, size_t bytes);
+
 // Reads a file, or standard input for "-", into a NUL-terminated buffer (the NUL
 // is not counted). More than `max_bytes` is RT_ERR_LIMIT. Free with rt_free.
 rt_status rt_file_read(const char *path, size_t max_bytes, char **out, size_t *len);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/engine/engine_int.h"
 
+#include "runtime/base/clock.h"
 #include "runtime/base/file.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
@@ -160,7 +161,7 @@ static rt_status open_model(rt_engine *e)
         .rows = max_rows(e),
         .head_rows = max_head_rows(e),
     };
-    const rt_weights_source source = {e->ckpt, e->options.allow_nonfinite};
+    const rt_weights_source source = {e->ckpt, e->options.allow_nonfinite, &e->loading};
     return rt_model_open(&e->group, &e->plan, &e->config, &limits, &source, &e->model);
 }
 
@@ -254,9 +255,21 @@ rt_status rt_engine_fill(rt_engine *e)
     return open_state(e);
 }
 
+static void on_load(void *ctx, uint64_t done)
+{
+    const rt_engine *e = ctx;
+    e->options.on_load(e->options.load_ctx, done, e->stored);
+}
+
 static rt_status open_memory(rt_engine *e)
 {
+    const double start = rt_clock_now();
+    if (e->options.on_load && rt_engine_is_root(e))
+        e->loading = (rt_load_progress){.fn = on_load, .ctx = e};
     RT_TRY(rt_engine_fill(e));
+    RT_TRY(kern_sync(e->dev));
+    const double seconds = rt_clock_now() - start, giga = (double)e->loading.done / 1e9;
+    rt_log(RT_LOG_INFO, "loaded %.2f GB in %.2f s, %.2f GB/s", giga, seconds, giga / seconds);
     rt_checkpoint_close(e->ckpt);
     e->ckpt = NULL;
     return rt_engine_is_root(e) ? open_root(e) : RT_OK;

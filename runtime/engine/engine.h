@@ -51,6 +51,9 @@ typedef struct rt_engine_options {
     // Compares the logits of every so many-th step that does not read everything with dense
     // attention's, in a second forward; 0: never.
     int probe_every;
+    // Called on rank 0 while it reads the checkpoint: bytes of its own share. NULL: not.
+    void (*on_load)(void *ctx, uint64_t done, uint64_t total);
+    void *load_ctx;
     const char *trace_plans; // file for every mask and page list, written by rank 0; NULL: none
 } rt_engine_options;
 rt_engine_options rt_engine_options_default(void);
@@ -62,6 +65,7 @@ typedef struct rt_memory {
     size_t bytes[KERN_USES];
     size_t reserve;    // kept free on a GPU, for what its driver takes while the engine runs
     size_t total;      // of the device's own memory: all of these, but a GPU's KERN_USE_HOST
+    uint64_t stored;   // bytes of the checkpoint that the rank reads
     int pages, page;   // KV pages; tokens in one
     int session_pages; // that a session of `context` / max_sessions tokens may need
 } rt_memory;

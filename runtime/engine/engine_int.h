@@ -36,7 +36,9 @@ struct rt_engine {
     par_group group;
     par_plan plan;
     int prefill_chunk;
-    int pages;           // KV pages
+    int pages; // KV pages
+    rt_load_progress loading;
+    uint64_t stored;     // bytes of the checkpoint that `loading` will count
     rt_checkpoint *ckpt; // while it is loaded; NULL: random weights
 
     kern_dev *dev;

@@ -79,6 +79,7 @@ static rt_status measure(const rt_engine *e, int pages, rt_memory *out)
     const rt_status status = fill_dry(e, dry, pages);
     if (status == RT_OK) {
         sum_up(e, dry->dev, out);
+        out->stored = dry->loading.done;
         out->pages = pages;
     }
     dry->ckpt = NULL; // the other engine's
@@ -151,7 +152,7 @@ static rt_status refuse(const rt_engine *e, const rt_memory *m, size_t room)
         (double)(m->total - weights - kv_bytes(m) - m->reserve) / giga, reserved);
 }
 
-static rt_status choose_pages(const rt_engine *e, int *pages)
+static rt_status choose_pages(rt_engine *e, int *pages)
 {
     size_t room;
     int most = 0;
@@ -161,6 +162,7 @@ static rt_status choose_pages(const rt_engine *e, int *pages)
     RT_TRY(plan_pages(e, most, room, &m));
     if (m.total > room)
         return refuse(e, &m, room);
+    e->stored = m.stored;
     *pages = m.pages;
     return RT_OK;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/model/weights.h"
 
+#include "runtime/base/file.h"
 #include "runtime/base/mem.h"
 #include "runtime/model/finite.h"
 
@@ -35,31 +36,91 @@ static void tensor_name(const loader *ld, const char *name, char *out, size_t si
         snprintf(out, size, "model.layers.%d.%s", ld->layer, name);
 }
 
+// A part of a stored matrix: rows of a tensor, some of their columns.
+typedef struct stored_part {
+    rt_tensor tensor;
+    par_range row, col;
+    size_t stride; // elements from row to row
+} stored_part;
+
+static const char *part_data(const stored_part *p, int row)
+{
+    const size_t skip = (size_t)row * p->stride + (size_t)p->col.first;
+    return (const char *)p->tensor.data + skip * kern_dtype_size(p->tensor.dtype);
+}
+
+// From the first byte of a row on to the last one of `rows`.
+static size_t part_span(const stored_part *p, int rows)
+{
+    const size_t elements = (size_t)(rows - 1) * p->stride + (size_t)p->col.count;
+    return elements * kern_dtype_size(p->tensor.dtype);
+}
+
+static void report(const loader *ld, const stored_part *p, int rows)
+{
+    rt_load_progress *progress = ld->source.progress;
+    const size_t numbers = (size_t)rows * (size_t)p->col.count;
+    if (!progress)
+        return;
+    progress->done += numbers * kern_dtype_size(p->tensor.dtype);
+    if (progress->fn)
+        progress->fn(progress->ctx, progress->done);
+}
+
+static rt_status upload_rows(const loader *ld, const stored_part *p, int row, int rows,
+                             kern_buf *dst, size_t first)
+{
+    bool nonfinite = false;
+    const kern_upload_args upload = {
+        .dst = dst,
+        .first = first,
+        .src = part_data(p, row),
+        .dtype = p->tensor.dtype,
+        .rows = (size_t)rows,
+        .cols = (size_t)p->col.count,
+        .stride = p->stride,
+        .nonfinite = &nonfinite,
+    };
+    RT_TRY(kern_upload(&upload));
+    if (nonfinite && !ld->source.allow_nonfinite)
+        RT_TRY(rt_finite_check(&p->tensor, (par_range){row, rows}, p->col));
+    return RT_OK;
+}
+
+// A window at a time: the next one is on its way from the disk while this one is converted
+// and uploaded, and the one before is given back, so that the memory of the host stays bounded.
+static rt_status upload_part(const loader *ld, const stored_part *p, kern_buf *dst, size_t first)
+{
+    enum { WINDOW = 32 << 20 };
+    const size_t row_bytes = p->stride * kern_dtype_size(p->tensor.dtype);
+    const int window = row_bytes < WINDOW ? (int)(WINDOW / row_bytes) : 1;
+    const int end = p->row.first + p->row.count;
+    for (int row = p->row.first, next; row < end; row = next) {
+        next = end - row < window ? end : row + window;
+        if (next < end)
+            rt_map_want(part_data(p, next),
+                        part_span(p, end - next < window ? end - next : window));
+        RT_TRY(upload_rows(ld, p, row, next - row, dst, first));
+        rt_map_drop(part_data(p, row), part_span(p, next - row));
+        report(ld, p, next - row);
+        first += (size_t)(next - row) * (size_t)p->col.count;
+    }
+    return RT_OK;
+}
+
 static rt_status upload_slice(const loader *ld, const slice *s, kern_buf *dst, size_t *first)
 {
     char name[128];
     tensor_name(ld, s->name, name, sizeof name);
-    rt_tensor t;
-    RT_TRY(rt_checkpoint_find(ld->source.ckpt, name, s->rows, s->cols, &t));
+    stored_part p = {.stride = s->cols ? (size_t)s->cols : 1};
+    RT_TRY(rt_checkpoint_find(ld->source.ckpt, name, s->rows, s->cols, &p.tensor));
+    p.row = s->row.count ? s->row : (par_range){0, s->rows};
+    p.col = s->col.count ? s->col : (par_range){0, (int)p.stride};
     if (kern_dev_is_dry(ld->dev))
-        return RT_OK;
-    const int stored_cols = s->cols ? s->cols : 1;
-    const par_range row = s->row.count ? s->row : (par_range){0, s->rows};
-    const par_range col = s->col.count ? s->col : (par_range){0, stored_cols};
-    if (!ld->source.allow_nonfinite)
-        RT_TRY(rt_finite_check(&t, row, col));
-    const size_t skip = (size_t)row.first * (size_t)stored_cols + (size_t)col.first;
-    const kern_upload_args upload = {
-        .dst = dst,
-        .first = *first,
-        .src = (const char *)t.data + skip * kern_dtype_size(t.dtype),
-        .dtype = t.dtype,
-        .rows = (size_t)row.count,
-        .cols = (size_t)col.count,
-        .stride = (size_t)stored_cols,
-    };
-    RT_TRY(kern_upload(&upload));
-    *first += (size_t)row.count * (size_t)col.count;
+        report(ld, &p, p.row.count);
+    else
+        RT_TRY(upload_part(ld, &p, dst, *first));
+    *first += (size_t)p.row.count * (size_t)p.col.count;
     return RT_OK;
 }
 

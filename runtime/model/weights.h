@@ -33,7 +33,16 @@ typedef struct rt_weights {
 typedef struct rt_weights_source {
     const rt_checkpoint *ckpt; // NULL: random
     bool allow_nonfinite;      // else a slice that holds NaN or infinity is refused, by name
+    struct rt_load_progress *progress; // NULL: nobody counts
 } rt_weights_source;
+
+// Bytes of the checkpoint that a rank has read. A dry device reads nothing and counts what
+// another would.
+typedef struct rt_load_progress {
+    uint64_t done;
+    void (*fn)(void *ctx, uint64_t done); // after each window; NULL: none
+    void *ctx;
+} rt_load_progress;
 
 rt_status rt_weights_load(kern_dev *dev, const par_plan *plan, const rt_model_config *config,
                           const rt_weights_source *source, rt_weights *out);
