@@ -10,8 +10,8 @@
 #include <limits.h>
 #include <stdio.h>
 
-// What a GPU's driver takes while an engine runs, beyond its buffers (docs/ARCHITECTURE.md,
-// "Memory"): code that is loaded when it is first called, and recorded forwards.
+// What a GPU's driver takes while an engine runs, beyond its buffers: code that is loaded when
+// it is first called, and recorded forwards. Estimates, which tests/gpu/test_memory.c checks.
 enum { RESERVE_CODE = 256 << 20, RESERVE_GRAPH_LAYER = 64 << 10 };
 
 // Tokens that a session may leave unused of a block and of a page.
