@@ -149,7 +149,8 @@ static rt_status run_group(lead *l, const app_batch_args *args, const app_batch_
         RT_TRY(app_model_config(NULL, args->dummy, &given, &random));
         options.dummy = &random;
     }
-    RT_TRY(comm_agree(l->world, app_engine_open(&options, l->group, args->common.quiet, &e)));
+    const bool quiet = args->common.quiet || comm_rank(l->world) != 0; // one group draws
+    RT_TRY(comm_agree(l->world, app_engine_open(&options, l->group, quiet, &e)));
     const rt_status status = work(l, e, args, job);
     if (!comm_is_lost(l->world, 0))
         rt_engine_close(e);
