@@ -63,6 +63,55 @@ static void test_rules(void **state)
     refuse_config(&config, "attention policy", "none given");
 }
 
+static void test_shares(void **state)
+{
+    (void)state;
+    static const double wrong[] = {-0.1, 1.1, NAN, INFINITY};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        losa_config config = losa_config_default();
+        config.keep = wrong[i];
+        refuse_config(&config, "keep", "must be 0 to 1");
+        config = losa_config_default();
+        config.skip = wrong[i];
+        refuse_config(&config, "skip", "must be 0 to 1");
+        config = losa_config_default();
+        config.active_share = wrong[i]; // of one rule only
+        assert_ok(losa_config_check(&config));
+        config.rule = KERN_ACTIVE_SHARE;
+        refuse_config(&config, "active share", "must be 0 to 1");
+    }
+    losa_config config = losa_config_default();
+    config.first_budget = -1;
+    refuse_config(&config, "first budget -1", "must not be negative");
+    config = losa_config_default();
+    config.refresh = -1;
+    refuse_config(&config, "refresh -1", "must not be negative");
+}
+
+// Which later steps of a block of 16 steps are sparse, by the definitions of the papers:
+// SparseD int(16 * 0.2) + 1 dense ones, Sparse-dLLM two, FlashBlock none that reads before
+// two tokens were unmasked.
+static void test_schedules(void **state)
+{
+    (void)state;
+    losa_config config = losa_config_default();
+    for (int step = 1; step < 16; step++)
+        for (int unread = 0; unread < 4; unread++) {
+            const losa_block block = {step, 16, unread};
+            config.policy = losa_policy_find("losa");
+            assert_int_equal(losa_step_kind(&config, &block), KERN_SEG_STEP);
+            config.policy = losa_policy_find("sparsed");
+            assert_int_equal(losa_step_kind(&config, &block),
+                             step < 4 ? KERN_SEG_EARLY : KERN_SEG_STEP);
+            config.policy = losa_policy_find("sparse-dllm");
+            assert_int_equal(losa_step_kind(&config, &block),
+                             step < 2 ? KERN_SEG_EARLY : KERN_SEG_STEP);
+            config.policy = losa_policy_find("flashblock");
+            assert_int_equal(losa_step_kind(&config, &block),
+                             unread < 2 ? KERN_SEG_REST : KERN_SEG_STEP);
+        }
+}
+
 // ---- engine ----------------------------------------------------------------------
 
 static void refuse_engine(const rt_engine_options *options, rt_status code, const char *subject,
@@ -177,8 +226,9 @@ int main(void)
     }
     snprintf(model_dir, sizeof model_dir, "%s/tests/golden/logits/gqa_b4_tied", source);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pages),    cmocka_unit_test(test_budgets),
-        cmocka_unit_test(test_rules),    cmocka_unit_test(test_engine),
+        cmocka_unit_test(test_pages),     cmocka_unit_test(test_budgets),
+        cmocka_unit_test(test_rules),     cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_schedules), cmocka_unit_test(test_engine),
         cmocka_unit_test(test_requests),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

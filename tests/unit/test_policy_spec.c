@@ -54,6 +54,9 @@ static void test_errors(void **state)
         {"losa:128:256", "active rule '256'"},
         {"losa:128:fast", "active rule 'fast'"},
         {"losa:128:", "active rule ''"},
+        {"losa:128:mass:0", "active rule 'mass:0'"},
+        {"losa:128:mass:1.5", "active rule 'mass:1.5'"},
+        {"sparse-dllm:keep=2", "--keep: '2'"},
         {"losa:128:first=never", "--first: 'never'"},
         {"losa:128:firts=sparse", "did you mean '--first'"},
         {"losa:page-size=24", "page size 24"},
@@ -94,8 +97,8 @@ static void test_lists(void **state)
 static void test_rule_text(void **state)
 {
     (void)state;
-    static const char *const rules[] = {"all", "unsettled", "topk:5", "new+0"};
-    for (size_t i = 0; i < 4; i++) {
+    static const char *const rules[] = {"all", "unsettled", "topk:5", "new+0", "mass:0.9"};
+    for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) {
         losa_config config = losa_config_default();
         char text[32];
         assert_ok(losa_config_parse_rule(rules[i], &config));
