@@ -11,7 +11,9 @@
 // cut, and so how it is rounded.
 //
 // Matrices are row-major; [rows, cols] names the shape. A buffer holds at least
-// what the shape says; the rest is not touched.
+// what the shape says; the rest is not touched. Where a shape is of an `activation`, its
+// buffer is f32 or of a type in which the device keeps weights: so a value that only linears
+// read is rounded once, where it is made.
 #ifndef KERNELS_KERN_H
 #define KERNELS_KERN_H
 
@@ -272,10 +274,10 @@ rt_status kern_embed(kern_dev *dev, const kern_embed_args *args);
 
 // y = x w^T + bias.
 typedef struct kern_linear_args {
-    const kern_buf *x;    // f32 [rows, k]
+    const kern_buf *x;    // [rows, k], f32 or the type of w
     const kern_buf *w;    // [n, k] weight type
     const kern_buf *bias; // f32 [n], or NULL
-    kern_buf *y;          // f32 [rows, n]
+    kern_buf *y;          // [rows, n], f32 or, without bias, the type of w
     int rows, n, k;
 } kern_linear_args;
 rt_status kern_linear(kern_dev *dev, const kern_linear_args *args);
@@ -286,7 +288,7 @@ typedef struct kern_rmsnorm_args {
     kern_buf *x;            // f32 [rows, cols], updated in place
     const kern_buf *add;    // f32 [rows, cols] or NULL
     const kern_buf *weight; // f32 [cols]
-    kern_buf *out;          // f32 [rows, cols] or NULL
+    kern_buf *out;          // activation [rows, cols] or NULL
     int rows, cols;
     float eps;
 } kern_rmsnorm_args;
@@ -309,17 +311,17 @@ rt_status kern_qk_rope(kern_dev *dev, const kern_qk_rope_args *args);
 
 // out = silu(gate) * up. SwiGLU: Shazeer 2020.
 typedef struct kern_swiglu_args {
-    const kern_buf *gate_up; // f32 [rows, 2 cols]: gate, then up
-    kern_buf *out;           // f32 [rows, cols]
+    const kern_buf *gate_up; // activation [rows, 2 cols]: gate, then up
+    kern_buf *out;           // activation [rows, cols]
     int rows, cols;
 } kern_swiglu_args;
 rt_status kern_swiglu(kern_dev *dev, const kern_swiglu_args *args);
 
 // out[i] = x[index[i]].
 typedef struct kern_gather_rows_args {
-    const kern_buf *x;     // f32 [*, cols]
+    const kern_buf *x;     // activation [*, cols]
     const kern_buf *index; // i32 [rows]
-    kern_buf *out;         // f32 [rows, cols]
+    kern_buf *out;         // [rows, cols], the type of x
     int rows, cols;
 } kern_gather_rows_args;
 rt_status kern_gather_rows(kern_dev *dev, const kern_gather_rows_args *args);
@@ -557,7 +559,7 @@ typedef struct kern_attn_args {
     // seg_mass. What stands at other pages is not specified.
     kern_buf *page_lse;
     kern_buf *cache_o, *cache_lse; // f32 [slots, heads, head_dim], [slots, heads]
-    kern_buf *out;                 // f32 [rows, heads * head_dim]
+    kern_buf *out;                 // activation [rows, heads * head_dim]
 } kern_attn_args;
 rt_status kern_attn(kern_dev *dev, const kern_attn_args *args);
 

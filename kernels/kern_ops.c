@@ -61,16 +61,25 @@ rt_status kern_embed(kern_dev *dev, const kern_embed_args *args)
     return dev->ops->embed(dev, args);
 }
 
+// f32, or of the type of another operand.
+static rt_status check_like(const kern_check *check, const char *field, const kern_buf *buf,
+                            kern_dtype dtype, size_t rows, size_t cols)
+{
+    const bool same = buf && buf->dtype == dtype;
+    return kern_check_buf(check, field, buf, same ? dtype : KERN_F32, 2,
+                          (const size_t[]){rows, cols});
+}
+
 static rt_status check_linear(const kern_check *check, const kern_linear_args *args)
 {
     KERN_TRY_INT(check, args, k, 1, INT_MAX);
     const size_t rows = (size_t)args->rows, n = (size_t)args->n, k = (size_t)args->k;
-    KERN_TRY_BUF(check, args, x, KERN_F32, rows, k);
+    const kern_dtype dtype = args->w ? args->w->dtype : KERN_F32;
+    RT_TRY(check_like(check, "x", args->x, dtype, rows, k));
     RT_TRY(kern_check_weight(check, "w", args->w, n, k));
     if (args->bias)
         KERN_TRY_BUF(check, args, bias, KERN_F32, n);
-    KERN_TRY_BUF(check, args, y, KERN_F32, rows, n);
-    return RT_OK;
+    return check_like(check, "y", args->y, args->bias ? KERN_F32 : dtype, rows, n);
 }
 
 rt_status kern_linear(kern_dev *dev, const kern_linear_args *args)
@@ -94,7 +103,7 @@ static rt_status check_rmsnorm(const kern_check *check, const kern_rmsnorm_args 
         KERN_TRY_BUF(check, args, add, KERN_F32, rows, cols);
     if (args->out) {
         KERN_TRY_BUF(check, args, weight, KERN_F32, cols);
-        KERN_TRY_BUF(check, args, out, KERN_F32, rows, cols);
+        RT_TRY(kern_check_weight(check, "out", args->out, rows, cols));
     }
     return RT_OK;
 }
@@ -151,8 +160,8 @@ rt_status kern_swiglu(kern_dev *dev, const kern_swiglu_args *args)
     if (args->rows == 0 || args->cols == 0)
         return RT_OK;
     const size_t rows = (size_t)args->rows, cols = (size_t)args->cols;
-    KERN_TRY_BUF(&check, args, gate_up, KERN_F32, rows, 2 * cols);
-    KERN_TRY_BUF(&check, args, out, KERN_F32, rows, cols);
+    RT_TRY(kern_check_weight(&check, "gate_up", args->gate_up, rows, 2 * cols));
+    RT_TRY(kern_check_weight(&check, "out", args->out, rows, cols));
     return dev->ops->swiglu(dev, args);
 }
 
@@ -165,9 +174,9 @@ rt_status kern_gather_rows(kern_dev *dev, const kern_gather_rows_args *args)
     if (args->rows == 0)
         return RT_OK;
     const size_t rows = (size_t)args->rows, cols = (size_t)args->cols;
-    KERN_TRY_BUF(&check, args, x, KERN_F32, cols); // how many rows x has, the index says
+    RT_TRY(kern_check_weight(&check, "x", args->x, 1, cols)); // how many rows, the index says
     KERN_TRY_BUF(&check, args, index, KERN_I32, rows);
-    KERN_TRY_BUF(&check, args, out, KERN_F32, rows, cols);
+    KERN_TRY_BUF(&check, args, out, args->x->dtype, rows, cols);
     return dev->ops->gather_rows(dev, args);
 }
 
@@ -201,7 +210,7 @@ static rt_status check_attn(const kern_check *check, const kern_attn_args *args)
     KERN_TRY_BUF(check, args, lse, KERN_F32, rows, heads);
     KERN_TRY_BUF(check, args, cache_o, KERN_F32, 0); // how many slots, cache_slot says
     KERN_TRY_BUF(check, args, cache_lse, KERN_F32, 0);
-    KERN_TRY_BUF(check, args, out, KERN_F32, rows, heads, dim);
+    RT_TRY(kern_check_weight(check, "out", args->out, rows, heads * dim));
     if (args->page_lse) {
         RT_TRY(kern_check_batch(check, args->batch, KERN_NEED_KV_SLOT | KERN_NEED_SEG_MASS));
         KERN_TRY_BUF(check, args, page_lse, KERN_F32, (size_t)args->batch->mass_segs,

@@ -14,7 +14,8 @@
 
 struct merge_view {
     prefix_view prefix;
-    float *cache_o, *cache_lse, *out;
+    float *cache_o, *cache_lse;
+    any_cells out;
 
     __device__ const float *head(int row, int h) const
     {
@@ -146,7 +147,7 @@ __device__ static void merge_lane(const merge_view &v, const batch_view &b, int 
         const int c = threadIdx.x % WARP + i * WARP;
         const float o_b = o[i] / l;
         if (c < a.dim)
-            v.out[here * a.dim + c] = part_p == 0.0f ? o_b : part_p * part.o[i] + part_b * o_b;
+            v.out.set(here * a.dim + c, part_p == 0.0f ? o_b : part_p * part.o[i] + part_b * o_b);
     }
 }
 
@@ -212,7 +213,7 @@ extern "C" int kern_cuda_launch_attn(const kern_cuda_ctx *ctx, const kern_attn_a
     merge_view v = {};
     v.cache_o = ptr<float>(a->cache_o);
     v.cache_lse = ptr<float>(a->cache_lse);
-    v.out = ptr<float>(a->out);
+    v.out = cells(a->out);
     v.prefix.q = ptr<float>(a->qkv);
     v.prefix.k = ptr<void>(a->kv.k);
     v.prefix.v = ptr<void>(a->kv.v);

@@ -39,7 +39,8 @@ static inline unsigned blocks_of(size_t count, unsigned size)
 //
 // Where the card can, a kernel of `enqueue` is made ready while the one before it ends
 // (programmatic dependent launch). Its first act is begin_kernel, which waits for that
-// one's results: no thread may touch memory or return before. Elsewhere both are plain.
+// one's results: no thread may touch memory that a kernel writes, or return, before.
+// Elsewhere both are plain.
 
 __device__ inline void begin_kernel()
 {
@@ -93,6 +94,33 @@ template <> __device__ inline __nv_bfloat16 from_f32<__nv_bfloat16>(float x)
 template <> __device__ inline __half from_f32<__half>(float x)
 {
     return __float2half_rn(fminf(fmaxf(x, -65504.0f), 65504.0f));
+}
+
+// Elements of an activation: f32, bf16 or f16, as its buffer says.
+struct any_cells {
+    void *at;
+    kern_dtype dtype;
+
+    __device__ float get(size_t i) const
+    {
+        return dtype == KERN_F32    ? ((const float *)at)[i]
+               : dtype == KERN_BF16 ? to_f32(((const __nv_bfloat16 *)at)[i])
+                                    : to_f32(((const __half *)at)[i]);
+    }
+    __device__ void set(size_t i, float x) const
+    {
+        if (dtype == KERN_F32)
+            ((float *)at)[i] = x;
+        else if (dtype == KERN_BF16)
+            ((__nv_bfloat16 *)at)[i] = from_f32<__nv_bfloat16>(x);
+        else
+            ((__half *)at)[i] = from_f32<__half>(x);
+    }
+};
+
+static inline any_cells cells(const kern_buf *buf)
+{
+    return buf ? any_cells{kern_buf_ptr(buf), kern_buf_dtype(buf)} : any_cells{nullptr, KERN_F32};
 }
 
 // ---- reductions -----------------------------------------------------------------

@@ -7,6 +7,7 @@ template <typename T>
 __global__ void embed_kernel(const T *table, const int *ids, float *out, int cols, int first_id,
                              int shard_rows)
 {
+    begin_kernel();
     const size_t row = blockIdx.x;
     const long long index = (long long)ids[row] - first_id;
     const bool here = index >= 0 && index < shard_rows;
@@ -14,55 +15,69 @@ __global__ void embed_kernel(const T *table, const int *ids, float *out, int col
         out[row * cols + c] = here ? to_f32(table[index * cols + c]) : 0.0f;
 }
 
-extern "C" int kern_cuda_launch_embed(const kern_cuda_ctx *ctx, const kern_embed_args *a)
+template <typename T> static int launch_embed(const kern_cuda_ctx *ctx, const kern_embed_args *a)
 {
-    const int *ids = ptr<int>(a->ids);
-    float *out = ptr<float>(a->out);
-    const dim3 grid(a->rows), block(256);
-    switch (kern_buf_dtype(a->table)) {
-    case KERN_BF16:
-        embed_kernel<<<grid, block, 0, ctx->stream>>>(ptr<__nv_bfloat16>(a->table), ids, out,
-                                                      a->cols, a->first_id, a->shard_rows);
-        break;
-    case KERN_F16:
-        embed_kernel<<<grid, block, 0, ctx->stream>>>(ptr<__half>(a->table), ids, out, a->cols,
-                                                      a->first_id, a->shard_rows);
-        break;
-    default:
-        embed_kernel<<<grid, block, 0, ctx->stream>>>(ptr<float>(a->table), ids, out, a->cols,
-                                                      a->first_id, a->shard_rows);
-    }
-    return cudaGetLastError();
+    return enqueue(ctx, embed_kernel<T>, a->rows, 256, 0, ptr<T>(a->table), ptr<int>(a->ids),
+                   ptr<float>(a->out), a->cols, a->first_id, a->shard_rows);
 }
 
-__global__ void rmsnorm_kernel(float *x, const float *add, const float *weight, float *out,
+extern "C" int kern_cuda_launch_embed(const kern_cuda_ctx *ctx, const kern_embed_args *a)
+{
+    const kern_dtype dtype = kern_buf_dtype(a->table);
+    return dtype == KERN_BF16  ? launch_embed<__nv_bfloat16>(ctx, a)
+           : dtype == KERN_F16 ? launch_embed<__half>(ctx, a)
+                               : launch_embed<float>(ctx, a);
+}
+
+// The first KEPT elements of a thread stay in registers until the sum is known; longer rows
+// are read again.
+enum { KEPT = 8 };
+
+__global__ void rmsnorm_kernel(float *x, const float *add, const float *weight, any_cells out,
                                int cols, float eps)
 {
     __shared__ float shared[WARP];
     const size_t at = (size_t)blockIdx.x * cols;
-    float sum = 0.0f;
-    for (int c = threadIdx.x; c < cols; c += blockDim.x) {
-        float v = x[at + c];
-        if (add) {
-            v += add[at + c];
-            x[at + c] = v;
-        }
-        sum += v * v;
+    const int first = threadIdx.x, step = blockDim.x, rest = first + KEPT * step;
+    float v[KEPT], w[KEPT], sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < KEPT; i++)
+        w[i] = out.at && first + i * step < cols ? weight[first + i * step] : 0.0f;
+    begin_kernel();
+#pragma unroll
+    for (int i = 0; i < KEPT; i++) {
+        const int c = first + i * step;
+        v[i] = c < cols ? x[at + c] + (add ? add[at + c] : 0.0f) : 0.0f;
+        sum += v[i] * v[i];
     }
-    if (!out)
+#pragma unroll
+    for (int i = 0; i < KEPT; i++)
+        if (add && first + i * step < cols)
+            x[at + first + i * step] = v[i];
+    for (int c = rest; c < cols; c += step) {
+        const float y = x[at + c] + (add ? add[at + c] : 0.0f);
+        if (add)
+            x[at + c] = y;
+        sum += y * y;
+    }
+    if (!out.at)
         return;
     const float scale = 1.0f / sqrtf(block_sum(sum, shared) / (float)cols + eps);
-    for (int c = threadIdx.x; c < cols; c += blockDim.x)
-        out[at + c] = x[at + c] * scale * weight[c];
+#pragma unroll
+    for (int i = 0; i < KEPT; i++) {
+        const int c = first + i * step;
+        if (c < cols)
+            out.set(at + c, v[i] * scale * w[i]);
+    }
+    for (int c = rest; c < cols; c += step)
+        out.set(at + c, x[at + c] * scale * weight[c]);
 }
 
 extern "C" int kern_cuda_launch_rmsnorm(const kern_cuda_ctx *ctx, const kern_rmsnorm_args *a)
 {
-    const unsigned threads = a->cols >= 1024 ? 512 : 128;
-    rmsnorm_kernel<<<a->rows, threads, 0, ctx->stream>>>(ptr<float>(a->x), ptr<float>(a->add),
-                                                         ptr<float>(a->weight), ptr<float>(a->out),
-                                                         a->cols, a->eps);
-    return cudaGetLastError();
+    const unsigned threads = a->cols > 4096 ? 1024 : a->cols > 1024 ? 512 : 128;
+    return enqueue(ctx, rmsnorm_kernel, a->rows, threads, 0, ptr<float>(a->x), ptr<float>(a->add),
+                   ptr<float>(a->weight), cells(a->out), a->cols, a->eps);
 }
 
 // A warp takes one head of one row.
@@ -70,6 +85,7 @@ __global__ void qk_rope_kernel(float *qkv, const float *q_norm, const float *k_n
                                const float *cosine, const float *sine, int rows, int heads,
                                int kv_heads, int dim, float eps)
 {
+    begin_kernel();
     const int warps = blockDim.x / WARP, lane = threadIdx.x % WARP;
     const int head = blockIdx.y * warps + threadIdx.x / WARP, half = dim / 2;
     const size_t row = blockIdx.x;
@@ -101,48 +117,47 @@ extern "C" int kern_cuda_launch_qk_rope(const kern_cuda_ctx *ctx, const kern_qk_
 {
     const unsigned warps = 4;
     const dim3 grid(a->rows, blocks_of(a->heads + a->kv_heads, warps));
-    qk_rope_kernel<<<grid, warps * WARP, 0, ctx->stream>>>(
-        ptr<float>(a->qkv), ptr<float>(a->q_norm), ptr<float>(a->k_norm), ptr<int>(a->pos),
-        ptr<float>(a->cos), ptr<float>(a->sin), a->rows, a->heads, a->kv_heads, a->head_dim,
-        a->eps);
-    return cudaGetLastError();
+    return enqueue(ctx, qk_rope_kernel, grid, warps * WARP, 0, ptr<float>(a->qkv),
+                   ptr<float>(a->q_norm), ptr<float>(a->k_norm), ptr<int>(a->pos),
+                   ptr<float>(a->cos), ptr<float>(a->sin), a->rows, a->heads, a->kv_heads,
+                   a->head_dim, a->eps);
 }
 
-__global__ void swiglu_kernel(const float *gate_up, float *out, int cols)
+__global__ void swiglu_kernel(any_cells gate_up, any_cells out, int cols)
 {
+    begin_kernel();
     const int c = blockIdx.y * blockDim.x + threadIdx.x;
     const size_t row = blockIdx.x;
     if (c >= cols)
         return;
-    const float gate = gate_up[row * 2 * cols + c], up = gate_up[(row * 2 + 1) * cols + c];
-    out[row * cols + c] = gate / (1.0f + expf(-gate)) * up;
+    const float gate = gate_up.get(row * 2 * cols + c), up = gate_up.get((row * 2 + 1) * cols + c);
+    out.set(row * cols + c, gate / (1.0f + expf(-gate)) * up);
 }
 
 extern "C" int kern_cuda_launch_swiglu(const kern_cuda_ctx *ctx, const kern_swiglu_args *a)
 {
     const dim3 grid(a->rows, blocks_of(a->cols, 256));
-    swiglu_kernel<<<grid, 256, 0, ctx->stream>>>(ptr<float>(a->gate_up), ptr<float>(a->out),
-                                                 a->cols);
-    return cudaGetLastError();
+    return enqueue(ctx, swiglu_kernel, grid, 256, 0, cells(a->gate_up), cells(a->out), a->cols);
 }
 
-__global__ void gather_kernel(const float *x, const int *index, float *out, int cols)
+__global__ void gather_kernel(any_cells x, const int *index, any_cells out, int cols)
 {
+    begin_kernel();
     const size_t row = blockIdx.x, from = index[row];
     for (int c = threadIdx.x; c < cols; c += blockDim.x)
-        out[row * cols + c] = x[from * cols + c];
+        out.set(row * cols + c, x.get(from * cols + c));
 }
 
 extern "C" int kern_cuda_launch_gather_rows(const kern_cuda_ctx *ctx,
                                             const kern_gather_rows_args *a)
 {
-    gather_kernel<<<a->rows, 256, 0, ctx->stream>>>(ptr<float>(a->x), ptr<int>(a->index),
-                                                    ptr<float>(a->out), a->cols);
-    return cudaGetLastError();
+    return enqueue(ctx, gather_kernel, a->rows, 256, 0, cells(a->x), ptr<int>(a->index),
+                   cells(a->out), a->cols);
 }
 
 template <typename T> __global__ void narrow_kernel(const float *x, size_t count, T *out)
 {
+    begin_kernel();
     const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
     if (i + 4 <= count && (uintptr_t)x % 16 == 0) {
         const float4 v = *(const float4 *)(x + i);
@@ -159,15 +174,15 @@ extern "C" int kern_cuda_launch_narrow(const kern_cuda_ctx *ctx, const float *x,
                                        kern_dtype dtype, void *out)
 {
     const unsigned grid = blocks_of(count, 4 * 256);
-    if (dtype == KERN_BF16)
-        narrow_kernel<<<grid, 256, 0, ctx->stream>>>(x, count, (__nv_bfloat16 *)out);
-    else
-        narrow_kernel<<<grid, 256, 0, ctx->stream>>>(x, count, (__half *)out);
-    return cudaGetLastError();
+    return dtype == KERN_BF16
+               ? enqueue(ctx, narrow_kernel<__nv_bfloat16>, grid, 256, 0, x, count,
+                         (__nv_bfloat16 *)out)
+               : enqueue(ctx, narrow_kernel<__half>, grid, 256, 0, x, count, (__half *)out);
 }
 
 __global__ void bias_kernel(const float *bias, int cols, float *y)
 {
+    begin_kernel();
     const int c = blockIdx.y * blockDim.x + threadIdx.x;
     if (c < cols)
         y[(size_t)blockIdx.x * cols + c] = bias[c];
@@ -177,6 +192,5 @@ extern "C" int kern_cuda_launch_bias(const kern_cuda_ctx *ctx, const float *bias
                                      int cols, float *y)
 {
     const dim3 grid(rows, blocks_of(cols, 256));
-    bias_kernel<<<grid, 256, 0, ctx->stream>>>(bias, cols, y);
-    return cudaGetLastError();
+    return enqueue(ctx, bias_kernel, grid, 256, 0, bias, cols, y);
 }

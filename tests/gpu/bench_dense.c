@@ -22,16 +22,37 @@ static void bench_linear(const char *name, int rows, int n, int k)
 {
     linear_bench b = {.rows = rows, .n = n, .k = k};
     const size_t weights = (size_t)n * (size_t)k;
+    char line[80];
+    snprintf(line, sizeof line, "linear %s %d x %d x %d", name, rows, n, k);
     b.sets = bench_sets(2 * weights);
     for (int i = 0; i < b.sets; i++)
         b.w[i] = bench_random(KERN_BF16, weights);
-    b.x = bench_random(KERN_F32, (size_t)(rows * k));
+    b.x = bench_random(KERN_BF16, (size_t)(rows * k));
     b.y = bench_random(KERN_F32, (size_t)rows * (size_t)n);
-    bench_line(name, 2.0 * (double)weights, call_linear, &b);
+    const double us = bench_line(line, 2.0 * (double)weights, call_linear, &b);
+    if (rows > 64)
+        printf("%-44s %10.1f TFLOP/s\n", "", 2e-6 * rows * (double)weights / us);
     for (int i = 0; i < b.sets; i++)
         kern_buf_free(b.w[i]);
     kern_buf_free(b.x);
     kern_buf_free(b.y);
+}
+
+static void bench_linears(void)
+{
+    static const struct {
+        const char *name;
+        int n, k;
+    } shapes[] = {{"qkv", WIDTH, HIDDEN},
+                  {"o", HIDDEN, HIDDEN},
+                  {"gate+up", 2 * FFN, HIDDEN},
+                  {"down", HIDDEN, FFN},
+                  {"head", 151936, HIDDEN}};
+    static const int rows[] = {16, 32, 64, 128, 512, 2048, 4096};
+    for (size_t r = 0; r < KT_COUNT(rows); r++)
+        for (size_t i = 0; i < KT_COUNT(shapes) - (rows[r] > 64); i++)
+            bench_linear(shapes[i].name, rows[r], shapes[i].n, shapes[i].k);
+    bench_linear("square", 8192, 8192, 8192);
 }
 
 typedef struct vocab_bench {
@@ -95,11 +116,7 @@ static void bench_rmsnorm(void)
 
 void bench_dense(void)
 {
-    bench_linear("linear qkv 16 x 6144 x 4096", 16, WIDTH, HIDDEN);
-    bench_linear("linear gate+up 16 x 24576 x 4096", 16, 2 * FFN, HIDDEN);
-    bench_linear("linear down 16 x 4096 x 12288", 16, HIDDEN, FFN);
-    bench_linear("linear head 16 x 151936 x 4096", 16, 151936, HIDDEN);
-    bench_linear("linear gate+up 512 x 24576 x 4096", 512, 2 * FFN, HIDDEN);
+    bench_linears();
     bench_rmsnorm();
     bench_vocab();
 }

@@ -33,6 +33,9 @@ void pt_same(const char *what, const int32_t *cpu, const int32_t *gpu, size_t co
 kern_buf *pt_weight(kern_dev *dev, kern_dtype stored, const float *values, size_t rows,
                     size_t cols);
 
+// What a buffer of floats of any type holds, as f32.
+float *pt_take(const kern_buf *buf, size_t count);
+
 // Tests of a file, run by the one program.
 void pt_test_buffers(void **state);
 void pt_test_dense(void **state);

@@ -49,7 +49,8 @@ static attn_out run_attn(kern_dev *dev, const ac_case *c, bool measure)
     out.sums = (size_t)(d.batch.mass_segs * c->shape.block) * heads * (size_t)c->max_pages;
     kern_buf *o = kt_out_f32(dev, out.values), *lse = kt_out_f32(dev, out.heads);
     kern_buf *sums = kt_out_f32(dev, out.sums), *bn = kt_in_i32(dev, number, segs);
-    kern_buf *bk = kt_in_i32(dev, kv, rows), *merged = kt_out_f32(dev, out.values);
+    kern_buf *bk = kt_in_i32(dev, kv, rows);
+    kern_buf *merged = kt_out(dev, kern_dev_weight_dtype(dev, KERN_BF16), out.values);
     kern_buf *cache_o, *cache_lse;
     upload_cache(dev, &out, heads, &cache_o, &cache_lse);
     d.batch.seg_mass = bn;
@@ -69,7 +70,7 @@ static attn_out run_attn(kern_dev *dev, const ac_case *c, bool measure)
     out.o = kt_take(o, out.values);
     out.lse = kt_take(lse, out.heads);
     out.page_lse = kt_take(sums, out.sums);
-    out.out = kt_take(merged, out.values);
+    out.out = pt_take(merged, out.values);
     out.cache_o = kt_take(cache_o, out.cached);
     out.cache_lse = kt_take(cache_lse, out.slots);
     kern_buf *const bufs[] = {o, lse, sums, bn, bk, merged, cache_o, cache_lse};

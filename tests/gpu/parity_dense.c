@@ -93,24 +93,12 @@ static void check_fill(kern_dev *dev, kern_dtype dtype, size_t count)
     KT_OK(kern_fill_normal(pt_cpu, &on_cpu));
     KT_OK(kern_fill_normal(dev, &on_gpu));
     float *want = kt_take(on_cpu.dst, count);
-    char *got = kt_take(on_gpu.dst, count);
-    float *wide = kt_floats(count);
-    for (size_t i = 0; i < count; i++) {
-        uint16_t bits = 0;
-        _Float16 half;
-        if (dtype != KERN_F32)
-            memcpy(&bits, got + 2 * i, sizeof bits);
-        memcpy(&half, &bits, sizeof half);
-        const uint32_t word = (uint32_t)bits << 16;
-        memcpy(&wide[i], dtype == KERN_F32 ? got + 4 * i : (const char *)&word, sizeof *wide);
-        wide[i] = dtype == KERN_F16 ? (float)half : wide[i];
-    }
+    float *wide = pt_take(on_gpu.dst, count);
     const double rounding = dtype == KERN_F32 ? 0 : dtype == KERN_BF16 ? 0x1p-8 : 0x1p-11;
     pt_near("fill", want, wide, count, 1.0, 5e-6 + rounding);
     kern_buf_free(on_cpu.dst);
     kern_buf_free(on_gpu.dst);
     rt_free(want);
-    rt_free(got);
     rt_free(wide);
 }
 
@@ -153,7 +141,8 @@ typedef struct dense_case {
     int rows, cols, heads, kv_heads, dim, shard;
 } dense_case;
 
-// Everything a dense case produces, in one array.
+// Everything a dense case produces, in one array. What linears read is of the type of the
+// weights.
 static float *run_dense(kern_dev *dev, const dense_case *c, uint64_t seed, kern_dtype stored,
                         size_t *count)
 {
@@ -169,6 +158,7 @@ static float *run_dense(kern_dev *dev, const dense_case *c, uint64_t seed, kern_
     float *angles = kt_random(&rng, POSITIONS * half, 1.0f);
     int32_t *ids = kt_ints(rows), *pos = kt_ints(rows), *index = kt_ints(rows);
     pt_round(table, shard * cols);
+    pt_round(wide, rows * 2 * cols);
     for (size_t i = 0; stored == KERN_F16 && i < shard * cols; i++)
         table[i] = (float)(_Float16)table[i];
     for (size_t r = 0; r < rows; r++) {
@@ -177,11 +167,13 @@ static float *run_dense(kern_dev *dev, const dense_case *c, uint64_t seed, kern_
         index[r] = kt_int(&rng, 0, c->rows - 1);
     }
     kern_buf *w = pt_weight(dev, stored, table, shard, cols), *id = kt_in_i32(dev, ids, rows);
-    kern_buf *embedded = kt_out_f32(dev, rows * cols), *normed = kt_out_f32(dev, rows * cols);
+    const kern_dtype kept = kern_dev_weight_dtype(dev, stored);
+    kern_buf *embedded = kt_out_f32(dev, rows * cols), *normed = kt_out(dev, kept, rows * cols);
     kern_buf *stream = kt_in_f32(dev, x, rows * cols), *norm = kt_in_f32(dev, weight, cols);
     kern_buf *head_norm = kt_in_f32(dev, weight, dim), *at = kt_in_i32(dev, pos, rows);
-    kern_buf *gate_up = kt_in_f32(dev, wide, rows * 2 * cols), *act = kt_out_f32(dev, rows * cols);
-    kern_buf *picked = kt_out_f32(dev, rows * cols), *idx = kt_in_i32(dev, index, rows);
+    kern_buf *gate_up = pt_weight(dev, stored, wide, rows, 2 * cols);
+    kern_buf *act = kt_out(dev, kept, rows * cols), *picked = kt_out(dev, kept, rows * cols);
+    kern_buf *idx = kt_in_i32(dev, index, rows);
     kern_buf *qkv = kt_in_f32(dev, qkv_in, rows * width);
     kern_buf *cosine = kt_in_f32(dev, angles, POSITIONS * half);
     KT_OK(kern_embed(dev, &(kern_embed_args){w, id, embedded, c->rows, c->cols, 11, c->shard}));
@@ -208,7 +200,7 @@ static float *run_dense(kern_dev *dev, const dense_case *c, uint64_t seed, kern_
     *count = 0;
     for (size_t i = 0; i < KT_COUNT(outs); i++) {
         const size_t n = outs[i] == qkv ? rows * width : rows * cols;
-        float *part = kt_take(outs[i], n);
+        float *part = pt_take(outs[i], n);
         memcpy(all + *count, part, n * sizeof *all);
         *count += n;
         rt_free(part);
@@ -240,7 +232,8 @@ void pt_test_dense(void **state)
                 char what[80];
                 snprintf(what, sizeof what, "dense case %zu, %s weights, %s", i,
                          kern_dtype_name(types[t]), pt_mode_name[mode]);
-                pt_near(what, cpu, gpu, count, 0.1, pt_tolerance);
+                const bool rounds = mode == PT_BF16 && types[t] != KERN_F32;
+                pt_near(what, cpu, gpu, count, 0.1, rounds ? pt_narrow : pt_tolerance);
                 rt_free(cpu);
                 rt_free(gpu);
             }
@@ -249,23 +242,27 @@ void pt_test_dense(void **state)
 typedef struct linear_case {
     int rows, n, k;
     bool bias, exact; // x exact in bf16 and f16
+    bool narrow;      // x and y of the weight's type
 } linear_case;
 
 static float *run_linear(kern_dev *dev, const linear_case *c, uint64_t seed, kern_dtype stored)
 {
     kt_rng rng = {seed};
     const size_t rows = (size_t)c->rows, n = (size_t)c->n, k = (size_t)c->k;
-    float *x = kt_random(&rng, rows * k, 1.0f), *w = kt_random(&rng, n * k, 1.0f);
-    float *bias = kt_random(&rng, n, 1.0f);
+    float *w = kt_random(&rng, n * k, 1.0f), *bias = kt_random(&rng, n, 1.0f);
+    float *x = kt_random(&rng, rows * k, 1.0f);
     for (size_t i = 0; i < n * k; i++)
         w[i] = stored == KERN_F16 ? (float)(_Float16)w[i] : pt_bf16(w[i]);
     if (c->exact)
         for (size_t i = 0; i < rows * k; i++)
             x[i] = (float)(_Float16)pt_bf16(x[i]);
-    kern_buf *xb = kt_in_f32(dev, x, rows * k), *wb = pt_weight(dev, stored, w, n, k);
-    kern_buf *bb = c->bias ? kt_in_f32(dev, bias, n) : NULL, *y = kt_out_f32(dev, rows * n);
+    const kern_dtype of_w = kern_dev_weight_dtype(dev, stored);
+    kern_buf *xb = c->narrow ? pt_weight(dev, stored, x, rows, k) : kt_in_f32(dev, x, rows * k);
+    kern_buf *wb = pt_weight(dev, stored, w, n, k);
+    kern_buf *bb = c->bias ? kt_in_f32(dev, bias, n) : NULL;
+    kern_buf *y = kt_out(dev, c->narrow && !c->bias ? of_w : KERN_F32, rows * n);
     KT_OK(kern_linear(dev, &(kern_linear_args){xb, wb, bb, y, c->rows, c->n, c->k}));
-    float *out = kt_take(y, rows * n);
+    float *out = pt_take(y, rows * n);
     kern_buf_free(xb);
     kern_buf_free(wb);
     kern_buf_free(bb);
@@ -276,30 +273,36 @@ static float *run_linear(kern_dev *dev, const linear_case *c, uint64_t seed, ker
     return out;
 }
 
+static void compare_linear(const linear_case *c, uint64_t seed, kern_dtype stored, int mode)
+{
+    float *cpu = run_linear(pt_cpu, c, seed, stored);
+    float *gpu = run_linear(pt_gpu[mode], c, seed, stored);
+    char what[120];
+    snprintf(what, sizeof what, "linear of %d x %d x %d%s%s, %s weights, %s", c->rows, c->n, c->k,
+             c->bias ? " and bias" : "", c->narrow ? ", narrow" : "", kern_dtype_name(stored),
+             pt_mode_name[mode]);
+    // A sum of k products of size 1 is of size sqrt(k); rounding x or y to the weight's
+    // type costs 2^-9 of that.
+    const bool rounds = mode == PT_BF16 && stored != KERN_F32 && (!c->exact || c->narrow);
+    pt_near(what, cpu, gpu, (size_t)c->rows * (size_t)c->n, sqrt((double)c->k),
+            rounds ? pt_narrow : pt_tolerance);
+    rt_free(cpu);
+    rt_free(gpu);
+}
+
 void pt_test_linear(void **state)
 {
     (void)state;
     const linear_case cases[] = {
-        {1, 1, 1, true, true},        {3, 5, 7, false, true},       {16, 640, 512, true, true},
-        {33, 129, 1000, true, true},  {512, 256, 384, false, true}, {16, 640, 512, false, false},
-        {100, 77, 4096, true, false},
+        {1, 1, 1, true, true, false},        {3, 5, 7, false, true, false},
+        {16, 640, 512, true, true, false},   {33, 129, 1000, true, true, false},
+        {512, 256, 384, false, true, false}, {16, 640, 512, false, false, false},
+        {100, 77, 4096, true, false, false}, {100, 77, 4096, false, true, true},
+        {16, 640, 512, false, true, true},   {17, 3001, 520, true, true, true},
     };
     const kern_dtype types[] = {KERN_F32, KERN_BF16, KERN_F16};
     for (size_t i = 0; i < KT_COUNT(cases); i++)
         for (size_t t = 0; t < KT_COUNT(types); t++)
-            for (int mode = 0; mode < PT_MODES; mode++) {
-                const linear_case *c = &cases[i];
-                float *cpu = run_linear(pt_cpu, c, 31 * i + t, types[t]);
-                float *gpu = run_linear(pt_gpu[mode], c, 31 * i + t, types[t]);
-                char what[80];
-                snprintf(what, sizeof what, "linear case %zu, %s weights, %s", i,
-                         kern_dtype_name(types[t]), pt_mode_name[mode]);
-                // A sum of k products of size 1 is of size sqrt(k); rounding x to the
-                // weight's type costs 2^-9 of that.
-                const bool rounds = mode == PT_BF16 && types[t] != KERN_F32 && !c->exact;
-                pt_near(what, cpu, gpu, (size_t)c->rows * (size_t)c->n, sqrt((double)c->k),
-                        rounds ? pt_narrow : pt_tolerance);
-                rt_free(cpu);
-                rt_free(gpu);
-            }
+            for (int mode = 0; mode < PT_MODES; mode++)
+                compare_linear(&cases[i], 31 * i + t, types[t], mode);
 }

@@ -80,6 +80,29 @@ kern_buf *pt_weight(kern_dev *dev, kern_dtype stored, const float *values, size_
     return buf;
 }
 
+static float wide_of(kern_dtype dtype, uint16_t bits)
+{
+    const uint32_t word = (uint32_t)bits << 16;
+    _Float16 half;
+    float x;
+    memcpy(&half, &bits, sizeof half);
+    memcpy(&x, &word, sizeof x);
+    return dtype == KERN_F16 ? (float)half : x;
+}
+
+float *pt_take(const kern_buf *buf, size_t count)
+{
+    const kern_dtype dtype = kern_buf_dtype(buf);
+    void *raw = kt_take(buf, count);
+    if (dtype == KERN_F32)
+        return raw;
+    float *wide = kt_floats(count);
+    for (size_t i = 0; i < count; i++)
+        wide[i] = wide_of(dtype, ((const uint16_t *)raw)[i]);
+    rt_free(raw);
+    return wide;
+}
+
 static void open_devices(void)
 {
     pt_cpu = kt_open(4);

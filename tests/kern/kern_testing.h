@@ -151,14 +151,10 @@ static inline void *kt_take(const kern_buf *buf, size_t count)
     const size_t size = kern_dtype_size(kern_buf_dtype(buf));
     char *all = kt_alloc(count + KT_GUARD, size);
     KT_OK(kern_read(buf, 0, all, count + KT_GUARD));
-    const size_t words = (count * size + sizeof(uint32_t) - 1) / sizeof(uint32_t);
-    for (size_t i = words * sizeof(uint32_t); i + sizeof(uint32_t) <= (count + KT_GUARD) * size;
-         i += sizeof(uint32_t)) {
-        uint32_t word;
-        memcpy(&word, all + i, sizeof word);
-        if (word != kt_poison)
+    const size_t poisoned = (count + KT_GUARD) * size / sizeof kt_poison * sizeof kt_poison;
+    for (size_t i = count * size; i < poisoned; i++)
+        if (all[i] != ((const char *)&kt_poison)[i % sizeof kt_poison])
             fail_msg("written beyond the shape: byte %zu of %zu", i, count * size);
-    }
     return all;
 }
 

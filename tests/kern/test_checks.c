@@ -287,6 +287,8 @@ static void test_dense_arguments(void **state)
     BAD(kern_linear, linear, "bias", a.bias = f->small);
     BAD(kern_linear, linear, "w", a.w = f->bf16);
     BAD(kern_linear, linear, "w", a.w = f->i64);
+    BAD(kern_linear, linear, "x", a.x = f->bf16); // not the type of w
+    BAD(kern_linear, linear, "y", a.y = f->bf16);
     BAD_INT(kern_linear, linear, rows, -1);
     BAD_INT(kern_linear, linear, n, -1);
     BAD_INT(kern_linear, linear, k, 0);
@@ -298,12 +300,14 @@ static void test_dense_arguments(void **state)
     BAD_BUF(kern_rmsnorm, norm, weight);
     BAD(kern_rmsnorm, norm, "add", a.add = f->small);
     BAD(kern_rmsnorm, norm, "out", a.out = f->small);
+    BAD(kern_rmsnorm, norm, "out", a.out = f->bf16); // the CPU keeps f32
     BAD_INT(kern_rmsnorm, norm, rows, -1);
     BAD_INT(kern_rmsnorm, norm, cols, 0);
 
     kern_swiglu_args swiglu = {.gate_up = f->f32, .out = f->f32, .rows = 2, .cols = 4};
     BAD_BUF(kern_swiglu, swiglu, gate_up);
     BAD_BUF(kern_swiglu, swiglu, out);
+    BAD(kern_swiglu, swiglu, "gate_up", a.gate_up = f->bf16);
     BAD_INT(kern_swiglu, swiglu, rows, -1);
     BAD_INT(kern_swiglu, swiglu, cols, INT_MAX);
 
@@ -312,6 +316,7 @@ static void test_dense_arguments(void **state)
     BAD_BUF(kern_gather_rows, gather, x);
     BAD_BUF(kern_gather_rows, gather, index);
     BAD_BUF(kern_gather_rows, gather, out);
+    BAD(kern_gather_rows, gather, "x", a.x = f->bf16);
     BAD_INT(kern_gather_rows, gather, rows, -1);
     BAD_INT(kern_gather_rows, gather, cols, 0);
 }
