@@ -132,6 +132,46 @@ static void set_policy(const policy_case *p, rt_engine_options *o)
     o->prefill_chunk = 32;
 }
 
+// Tokens that two answers have in common before they part.
+static size_t common_ids(const engine_answer *a, const engine_answer *b)
+{
+    size_t same = 0;
+    while (same < a->ids_len && same < b->ids_len && a->ids[same] == b->ids[same])
+        same++;
+    return same;
+}
+
+// f32 on a GPU adds in another order than the CPU, and so does the CPU on two ranks: where
+// its two answers part, a rank of a row or a confidence was a tie but for rounding, and from
+// there on the GPU may take either side. Such answers are few.
+static void compare_with_cpu(const char *what, const rt_engine_options *options,
+                             const rt_request *requests, const engine_answer *gpu)
+{
+    enum { TIES_MOST = 2 };
+    engine_answer one[ENGINE_MIX], two[ENGINE_MIX];
+    rt_engine_options on_cpu = *options;
+    int ties = 0;
+    on_cpu.device = KERN_CPU;
+    engine_run(&on_cpu, 1, requests, ENGINE_MIX, one);
+    engine_run(&on_cpu, 2, requests, ENGINE_MIX, two);
+    for (int i = 0; i < ENGINE_MIX; i++) {
+        char which[160];
+        snprintf(which, sizeof which, "%s, the CPU's answer to %d", what, i);
+        const size_t settled = common_ids(&one[i], &two[i]);
+        if (settled == one[i].ids_len && settled == two[i].ids_len) {
+            engine_same(which, &gpu[i], &one[i], 1);
+            continue;
+        }
+        print_message("           %s: a tie at token %zu\n", which, settled);
+        ties++;
+        if (common_ids(&gpu[i], &one[i]) < settled)
+            fail_msg("%s: parts before the tie at token %zu", which, settled);
+    }
+    assert_in_range(ties, 0, TIES_MOST);
+    engine_free(one, ENGINE_MIX);
+    engine_free(two, ENGINE_MIX);
+}
+
 static void compare_tokens(const char *model, const policy_case *p, kern_precision precision)
 {
     char what[128];
@@ -149,12 +189,8 @@ static void compare_tokens(const char *model, const policy_case *p, kern_precisi
     engine_same_stats(what, got, want, ENGINE_MIX);
     engine_free(got, ENGINE_MIX);
     if (precision == KERN_PRECISION_F32) {
-        options.device = KERN_CPU;
-        engine_run(&options, 1, requests, ENGINE_MIX, got);
-        snprintf(what, sizeof what, "%s, %s %s, f32 on the CPU", model, p->policy,
-                 p->rule ? p->rule : "");
-        engine_same(what, want, got, ENGINE_MIX);
-        engine_free(got, ENGINE_MIX);
+        snprintf(what, sizeof what, "%s, %s %s", model, p->policy, p->rule ? p->rule : "");
+        compare_with_cpu(what, &options, requests, want);
     }
     engine_free(want, ENGINE_MIX);
 }
