@@ -32,10 +32,10 @@ static rt_status measure(const bench_args *args, kern_dev *dev, exchange *x, jso
     const double bus = speed * (x->gather ? 1 : 2) * (ranks - 1) / ranks;
     if (!rows)
         return RT_OK;
-    return bench_add(rows, json_pack("{s:s, s:i, s:I, s:I, s:f, s:f, s:f}", "op",
+    return bench_add(rows, json_pack("{s:s, s:i, s:I, s:I, s:s, s:f, s:f, s:f}", "op",
                                      x->gather ? "all-gather" : "all-reduce", "ranks", (int)ranks,
                                      "bytes", (json_int_t)bytes, "count", (json_int_t)x->count,
-                                     "us", us, "alg_GBs", speed, "bus_GBs", bus));
+                                     "type", "f32", "us", us, "alg_GBs", speed, "bus_GBs", bus));
 }
 
 static rt_status run_both(const bench_args *args, kern_dev *dev, exchange *x, int64_t bytes,

@@ -179,9 +179,9 @@ const app_command app_cmd_bench = {
         "the\n"
         "stages are measured one by one and add up to more. decode: after a prompt that is read, "
         "or\n"
-        "with --dummy after random pages. scheduler: what the host does between two forwards, with "
-        "so\n"
-        "many requests running and a model of next to nothing.\n",
+        "with --dummy after random pages; host: what the host does between two later steps. "
+        "scheduler:\n"
+        "the same, with so many requests running and a model of next to nothing.\n",
     .table = {options, sizeof options / sizeof options[0]},
     .args_size = sizeof(bench_args),
     .operands = true,

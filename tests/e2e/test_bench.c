@@ -113,7 +113,7 @@ static void test_models(void **state)
                            "decode 40 --json --model %NEEDLE --policies dense,losa:16 "
                            "--device cpu --blocks 2 --steps 3",
                            "tokens batch block policy forwards_per_block first_ms "
-                           "later_ms block_ms tokens_per_s density_later union_inflation "
+                           "later_ms host_ms block_ms tokens_per_s density_later union_inflation "
                            "exchange_bytes",
                            2);
     assert_true(run_number(json_array_get(rows, 1), "forwards_per_block") == 3);
@@ -139,7 +139,7 @@ static void test_scheduler(void **state)
 static void test_comm(void **state)
 {
     (void)state;
-    static const char columns[] = "op ranks bytes count us alg_GBs bus_GBs";
+    static const char columns[] = "op ranks bytes count type us alg_GBs bus_GBs";
     json_t *rows = rows_of(2, "comm 8 64K --json --device cpu --repeats 2", columns, 4);
     const json_t *reduce = json_array_get(rows, 2), *gather = json_array_get(rows, 3);
     assert_true(run_number(reduce, "bytes") == 65536 && run_number(reduce, "count") == 16384);
@@ -162,7 +162,7 @@ static void test_csv(void **state)
             commas += *at == ',';
         assert_int_equal(commas, 6);
         if (lines++ == 0)
-            assert_string_equal(line, "op,ranks,bytes,count,us,alg_GBs,bus_GBs");
+            assert_string_equal(line, "op,ranks,bytes,count,type,us,alg_GBs,bus_GBs");
     }
     assert_int_equal(lines, 1 + 4);
     run_result_free(&got);
