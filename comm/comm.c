@@ -175,16 +175,16 @@ rt_status comm_open_world(double deadline, comm **out)
     return RT_OK;
 }
 
-static rt_status attach_cuda(comm *c, void *stream)
+static rt_status attach_cuda(comm *c, kern_dev *dev)
 {
     if (c->ranks == 1) {
         c->ops.data = &comm_self_data;
         return RT_OK;
     }
 #ifdef LOSA_CUDA
-    return comm_nccl_open(c, stream);
+    return comm_nccl_open(c, dev);
 #else
-    (void)stream;
+    (void)dev;
     return RT_FAIL(RT_ERR_UNSUPPORTED, "device cuda: this build has no NCCL");
 #endif
 }
@@ -219,7 +219,7 @@ rt_status comm_attach(comm *c, kern_dev *dev)
     c->host_data = c->ops.data;
     c->host_state = c->data_state;
     RT_TRY(begin(c, "start of the data plane"));
-    const rt_status status = attach_cuda(c, kern_dev_stream(dev));
+    const rt_status status = attach_cuda(c, dev);
     if (status != RT_OK) {
         c->host_data = NULL;
         return status;
@@ -304,6 +304,30 @@ rt_status comm_allreduce(comm *c, comm_class class, kern_buf *buf, size_t count,
     if (count == 0)
         return RT_OK;
     return finish(c, c->ops.data->allreduce(c, buf, count, op));
+}
+
+static rt_status sum_norm(comm *c, kern_dev *dev, const kern_rmsnorm_args *args, size_t count)
+{
+    kern_buf *add = (kern_buf *)args->add;
+    bool done = false;
+    if (c->ops.data->sum_norm)
+        RT_TRY(c->ops.data->sum_norm(c, args, &done));
+    if (done)
+        return RT_OK;
+    RT_TRY(c->ops.data->allreduce(c, add, count, COMM_SUM));
+    return kern_rmsnorm(dev, args);
+}
+
+rt_status comm_sum_norm(comm *c, kern_dev *dev, const kern_rmsnorm_args *args)
+{
+    RT_CHECK_ARG(c && dev && args && args->add && args->rows >= 0 && args->cols >= 0);
+    const size_t count = (size_t)args->rows * (size_t)args->cols;
+    RT_CHECK_ARG(kern_buf_dtype(args->add) == KERN_F32 && count <= kern_buf_count(args->add));
+    RT_TRY(begin(c, REDUCE_NAME[COMM_HIDDEN]));
+    count_call(c, COMM_HIDDEN, count * sizeof(float));
+    if (count == 0)
+        return RT_OK;
+    return finish(c, sum_norm(c, dev, args, count));
 }
 
 rt_status comm_allgather(comm *c, comm_class class, const kern_buf *src, size_t count,

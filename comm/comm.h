@@ -105,6 +105,9 @@ typedef enum comm_op { COMM_SUM, COMM_MAX } comm_op;
 // Element-wise over the first `count` elements of every rank's buffer, in place.
 // SUM takes F32; MAX takes F32 and I32. Every rank gets the same bits.
 rt_status comm_allreduce(comm *c, comm_class class, kern_buf *buf, size_t count, comm_op op);
+// kern_rmsnorm on the sum of all ranks' args->add, an f32 buffer that is worthless afterwards:
+// one operation where GPUs share memory. Of class COMM_HIDDEN.
+rt_status comm_sum_norm(comm *c, kern_dev *dev, const kern_rmsnorm_args *args);
 // dst [ranks, count] gets every rank's src [count], in rank order; same type.
 rt_status comm_allgather(comm *c, comm_class class, const kern_buf *src, size_t count,
                          kern_buf *dst);

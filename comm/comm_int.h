@@ -17,6 +17,9 @@
 typedef struct comm_data_ops {
     rt_status (*allreduce)(comm *c, kern_buf *buf, size_t count, comm_op op);
     rt_status (*allgather)(comm *c, const kern_buf *src, size_t count, kern_buf *dst);
+    // All-reduce of args->add and the norm; NULL: comm.c does one after the other. Sets
+    // *done to false, having done nothing, when it cannot.
+    rt_status (*sum_norm)(comm *c, const kern_rmsnorm_args *args, bool *done);
     rt_status (*check)(comm *c); // fails after a collective on the stream failed; NULL: none do
     void (*close)(comm *c);      // frees data_state
 } comm_data_ops;
@@ -92,7 +95,7 @@ void comm_drop_letters(comm *c);
 // Data plane of one rank, on any device.
 extern const comm_data_ops comm_self_data;
 // The data plane of CUDA devices; collective. Replaces what the halves hold.
-rt_status comm_nccl_open(comm *c, void *stream);
+rt_status comm_nccl_open(comm *c, kern_dev *dev);
 // Starts MPI and fills both halves. On failure MPI may be left running: the
 // program ends without MPI_Finalize, and mpirun ends the job.
 rt_status comm_mpi_open(comm *c);

@@ -55,6 +55,15 @@ static rt_status attach(kern_dev *dev, const kern_dev_options *options)
                    (int)options->kind);
 }
 
+#ifndef LOSA_CUDA
+rt_status kern_peers_new(kern_dev *dev, int rank, int ranks, double deadline, void *handle,
+                         kern_peers **out)
+{
+    RT_CHECK_ARG(dev && handle && out && rank >= 0 && rank < ranks && deadline > 0);
+    return RT_FAIL(RT_ERR_UNSUPPORTED, "kern_peers_new: this build has no GPUs");
+}
+#endif
+
 void *kern_dev_stream(const kern_dev *dev)
 {
 #ifdef LOSA_CUDA

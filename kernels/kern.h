@@ -158,6 +158,31 @@ rt_status kern_timer_mark(kern_timer *timer, int mark);
 // Milliseconds between two marks that were passed; waits for the later one.
 rt_status kern_timer_read(kern_timer *timer, int from, int to, double *ms);
 
+// ---- memory that ranks share -----------------------------------------------------------
+//
+// GPUs of one host that reach each other's memory add up small buffers by themselves, with
+// less latency than a communication library: the basis of comm's all-reduce there. Calls are
+// made on all ranks in the same order and with the same shapes. A call that waits for the
+// others gives up by its deadline or when kern_peers_abort says so; what it leaves is then
+// worthless, and kern_peers_failed tells.
+
+typedef struct kern_peers kern_peers;
+enum { KERN_PEER_HANDLE = 64, KERN_PEER_RANKS = 8 }; // bytes; most ranks
+
+// This rank's part of the memory and its handle, for the others; RT_ERR_UNSUPPORTED where
+// devices cannot share. `deadline` is in seconds.
+rt_status kern_peers_new(kern_dev *dev, int rank, int ranks, double deadline, void *handle,
+                         kern_peers **out);
+// All ranks' handles, [ranks, KERN_PEER_HANDLE]. Every rank has connected before the first call.
+rt_status kern_peers_connect(kern_peers *peers, const void *handles);
+void kern_peers_free(kern_peers *peers); // NULL is allowed; no rank still calls
+void kern_peers_abort(kern_peers *peers);
+bool kern_peers_failed(const kern_peers *peers);
+// Whether a sum of so many f32 in rows of `cols` fits; `cols` 0: in no rows.
+bool kern_peers_fit(const kern_peers *peers, size_t count, int cols);
+// The first `count` elements, f32, are summed over the ranks in rank order, in place.
+rt_status kern_peers_sum(kern_peers *peers, kern_buf *buf, size_t count);
+
 // ---- filling and uploading --------------------------------------------------------------
 
 // Uploads a [rows, cols] host matrix of type `dtype` whose rows start every
@@ -293,6 +318,8 @@ typedef struct kern_rmsnorm_args {
     float eps;
 } kern_rmsnorm_args;
 rt_status kern_rmsnorm(kern_dev *dev, const kern_rmsnorm_args *args);
+// The same where `add` is the sum of all ranks' `add`, which is left as it was.
+rt_status kern_peers_rmsnorm(kern_peers *peers, const kern_rmsnorm_args *args);
 
 // In place on qkv [rows, (heads + 2 kv_heads) head_dim] (q heads, k heads, v
 // heads): RMSNorm of every q and k head when the weights are given, then rotary

@@ -50,6 +50,9 @@ rt_status kern_check_heads(const kern_check *check, int heads, int kv_heads, int
 rt_status kern_check_query(const kern_check *check, const kern_buf *q, int rows, int stride,
                            int heads, const kern_kv *kv);
 
+// The arguments of a norm with at least a row.
+rt_status kern_check_rmsnorm(const kern_check *check, const kern_rmsnorm_args *args);
+
 #define KERN_TRY_ENTRY(dev, args)                                                                  \
     do {                                                                                           \
         RT_CHECK_ARG(dev);                                                                         \

@@ -94,7 +94,7 @@ rt_status kern_linear(kern_dev *dev, const kern_linear_args *args)
     return dev->ops->linear(dev, args);
 }
 
-static rt_status check_rmsnorm(const kern_check *check, const kern_rmsnorm_args *args)
+rt_status kern_check_rmsnorm(const kern_check *check, const kern_rmsnorm_args *args)
 {
     KERN_TRY_INT(check, args, cols, 1, INT_MAX);
     const size_t rows = (size_t)args->rows, cols = (size_t)args->cols;
@@ -115,7 +115,7 @@ rt_status kern_rmsnorm(kern_dev *dev, const kern_rmsnorm_args *args)
     KERN_TRY_INT(&check, args, rows, 0, INT_MAX);
     if (args->rows == 0)
         return RT_OK;
-    RT_TRY(check_rmsnorm(&check, args));
+    RT_TRY(kern_check_rmsnorm(&check, args));
     return dev->ops->rmsnorm(dev, args);
 }
 

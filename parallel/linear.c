@@ -8,12 +8,13 @@ rt_status par_linear_column(const par_group *g, const kern_linear_args *args)
     return kern_linear(g->dev, args);
 }
 
-rt_status par_linear_row(const par_group *g, const kern_linear_args *args)
+rt_status par_linear_row(const par_group *g, const kern_linear_args *args,
+                         const kern_rmsnorm_args *norm)
 {
-    RT_CHECK_ARG(g && args && !args->bias); // every rank would add it
+    RT_CHECK_ARG(g && args && norm && norm->add == args->y);
+    RT_CHECK_ARG(!args->bias); // every rank would add it
     RT_TRY(kern_linear(g->dev, args));
-    return comm_allreduce(g->comm, COMM_HIDDEN, args->y, (size_t)args->rows * (size_t)args->n,
-                          COMM_SUM);
+    return comm_sum_norm(g->comm, g->dev, norm);
 }
 
 rt_status par_embed(const par_group *g, const kern_embed_args *args)

@@ -14,9 +14,11 @@ typedef struct par_group {
 
 // Column-parallel: each rank computes its own output columns; no communication.
 rt_status par_linear_column(const par_group *g, const kern_linear_args *args);
-// Row-parallel: each rank multiplies its slice of k; the results are summed over
-// the ranks, so that y is complete and the same everywhere. No bias.
-rt_status par_linear_row(const par_group *g, const kern_linear_args *args);
+// Row-parallel: each rank multiplies its slice of k; the results are summed over the ranks
+// and, as norm->add, added to the residual stream norm->x, which is then complete and the
+// same everywhere. args->y is norm->add and worthless afterwards. No bias.
+rt_status par_linear_row(const par_group *g, const kern_linear_args *args,
+                         const kern_rmsnorm_args *norm);
 // Vocab-parallel embedding: every token's row comes from the rank that owns it.
 rt_status par_embed(const par_group *g, const kern_embed_args *args);
 

@@ -113,6 +113,9 @@ case " $parts " in *" ranks "*) # every GPU of the machine against one
             done
         done
     done
+    for policy in dense losa; do # sums by NCCL alone
+        LOSA_PEERS=0 answer_on "$gpus" "$policy" f32
+    done
     cat "$out/ranks.txt"
     ;;
 esac

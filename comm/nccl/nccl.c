@@ -6,6 +6,10 @@
 // a rank that never joins ends in the deadline. Collectives run on the stream after
 // their call returned, or when the sequence they were recorded in is launched; a failure
 // there shows at the next call or in comm_settle, and a rank that died is found by the heart.
+//
+// Small sums go past NCCL where all GPUs are of one host and reach each other's memory
+// (kern_peers): a forward of 36 layers has 73 of them, each of which waits for the last.
+// LOSA_PEERS=0 in the environment leaves them to NCCL.
 #include "comm/comm_int.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
@@ -13,11 +17,13 @@
 
 #include <nccl.h>
 #include <sched.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct nccl_state {
     ncclComm_t comm;
     cudaStream_t stream; // of the device, borrowed
+    kern_peers *peers;   // NULL: the GPUs share no memory
 } nccl_state;
 
 static rt_status check(const comm *c, const nccl_state *s, ncclResult_t result, const char *call)
@@ -52,6 +58,8 @@ static ncclDataType_t nccl_type(const kern_buf *buf)
 static rt_status data_allreduce(comm *c, kern_buf *buf, size_t count, comm_op op)
 {
     const nccl_state *s = c->data_state;
+    if (s->peers && op == COMM_SUM && kern_peers_fit(s->peers, count, 0))
+        return kern_peers_sum(s->peers, buf, count);
     void *data = kern_buf_ptr(buf);
     const ncclRedOp_t how = op == COMM_MAX ? ncclMax : ncclSum;
     RT_TRY(check(c, s, ncclAllReduce(data, data, count, nccl_type(buf), how, s->comm, s->stream),
@@ -70,18 +78,40 @@ static rt_status data_allgather(comm *c, const kern_buf *src, size_t count, kern
     return settle(c, s, "ncclAllGather");
 }
 
+static rt_status data_sum_norm(comm *c, const kern_rmsnorm_args *args, bool *done)
+{
+    const nccl_state *s = c->data_state;
+    *done =
+        s->peers && kern_peers_fit(s->peers, (size_t)args->rows * (size_t)args->cols, args->cols);
+    return *done ? kern_peers_rmsnorm(s->peers, args) : RT_OK;
+}
+
 static rt_status data_check(comm *c)
 {
     const nccl_state *s = c->data_state;
+    if (s->peers && kern_peers_failed(s->peers))
+        return comm_timeout(c);
     ncclResult_t result = ncclSuccess;
     RT_TRY(check(c, s, ncclCommGetAsyncError(s->comm, &result), "ncclCommGetAsyncError"));
     return check(c, s, result, "NCCL");
+}
+
+static void close_peers(comm *c, nccl_state *s)
+{
+    if (!s->peers)
+        return;
+    if (c->broken == RT_OK)
+        (void)c->ops.ctl->barrier(c); // nobody still writes here
+    else
+        kern_peers_abort(s->peers);
+    kern_peers_free(s->peers);
 }
 
 // A broken communicator is aborted: finalising it would wait for ranks that are gone.
 static void data_close(comm *c)
 {
     nccl_state *s = c->data_state;
+    close_peers(c, s);
     if (c->broken == RT_OK && check(c, s, ncclCommFinalize(s->comm), "ncclCommFinalize") == RT_OK &&
         settle(c, s, "ncclCommFinalize") == RT_OK)
         ncclCommDestroy(s->comm);
@@ -93,6 +123,7 @@ static void data_close(comm *c)
 static const comm_data_ops nccl_data = {
     .allreduce = data_allreduce,
     .allgather = data_allgather,
+    .sum_norm = data_sum_norm,
     .check = data_check,
     .close = data_close,
 };
@@ -108,11 +139,40 @@ static rt_status share_id(comm *c, const nccl_state *s, ncclUniqueId *id)
     return comm_ctl_bcast(c, 0, id, sizeof *id);
 }
 
-rt_status comm_nccl_open(comm *c, void *stream)
+static rt_status make_peers(comm *c, kern_dev *dev, char *handle, kern_peers **out)
+{
+    const char *wanted = getenv("LOSA_PEERS");
+    if (c->local_ranks != c->ranks || (wanted && strcmp(wanted, "0") == 0))
+        return RT_FAIL(RT_ERR_UNSUPPORTED, "%s",
+                       wanted ? "LOSA_PEERS is 0" : "ranks on several hosts");
+    return kern_peers_new(dev, c->rank, c->ranks, c->deadline, handle, out);
+}
+
+// All ranks share memory or none does, which is no error.
+static rt_status open_peers(comm *c, kern_dev *dev, nccl_state *s)
+{
+    char handle[KERN_PEER_HANDLE] = {0}, all[KERN_PEER_RANKS * KERN_PEER_HANDLE];
+    kern_peers *peers = NULL;
+    rt_status status = comm_agree(c, make_peers(c, dev, handle, &peers));
+    if (status == RT_OK)
+        status = comm_ctl_allgather(c, handle, sizeof handle, all);
+    if (status == RT_OK)
+        status = comm_agree(c, kern_peers_connect(peers, all));
+    if (status == RT_OK) {
+        s->peers = peers;
+        return RT_OK;
+    }
+    rt_log(RT_LOG_DEBUG, "all sums go to NCCL: %s", rt_last_error());
+    if (peers)
+        kern_peers_free(peers);
+    return c->broken;
+}
+
+rt_status comm_nccl_open(comm *c, kern_dev *dev)
 {
     nccl_state *s;
     RT_TRY(comm_agree(c, RT_ALLOC(s, 1, "NCCL state")));
-    s->stream = stream;
+    s->stream = kern_dev_stream(dev);
     ncclUniqueId id;
     rt_status status;
     RT_TRY_GOTO(status, share_id(c, s, &id), free_state);
@@ -123,6 +183,7 @@ rt_status comm_nccl_open(comm *c, void *stream)
     if (status == RT_OK)
         status = settle(c, s, "ncclCommInitRankConfig");
     RT_TRY_GOTO(status, comm_agree(c, status), abort_comm);
+    RT_TRY_GOTO(status, open_peers(c, dev, s), abort_comm);
     c->ops.data = &nccl_data;
     c->data_state = s;
     return RT_OK;

@@ -29,6 +29,18 @@ enum { KERN_CUDA_NO_ROOM = -1, KERN_CUDA_ARRIVALS = 1 << 16 };
 // Largest head_dim that the attention kernels take, and page that is written.
 enum { KERN_CUDA_MAX_DIM = 256, KERN_CUDA_MAX_PAGE = 256 };
 
+// What a kernel knows of the memory that ranks share (peers.cu). Blocks of the longest call,
+// and floats of one: a row of hidden values must fit.
+enum { KERN_PEER_BLOCKS = 128, KERN_PEER_FLOATS = 8192 };
+typedef struct kern_cuda_peers {
+    float *data[KERN_PEER_RANKS];     // of each rank: [BLOCKS, 2, ranks, FLOATS]
+    unsigned *flags[KERN_PEER_RANKS]; // of each rank: [BLOCKS, ranks]
+    unsigned *calls;                  // [BLOCKS], this rank's own
+    int rank, ranks;
+    unsigned long long deadline_ns; // of a wait
+    int *aborted, *failed;          // in host memory
+} kern_cuda_peers;
+
 // Every operation but linear, which is cuBLAS: X(name, argument struct).
 #define KERN_CUDA_LAUNCH_MAP(X)                                                                    \
     X(fill_normal, kern_fill_normal_args)                                                          \
@@ -71,6 +83,12 @@ KERN_CUDA_LAUNCH_MAP(KERN_CUDA_LAUNCHER)
 // Finds what the code that this card runs was compiled for: overlap and wgmma of the
 // context. Waits for the card.
 int kern_cuda_launch_probe(kern_cuda_ctx *ctx);
+// values[i] = sum over the ranks; count is a multiple of 4.
+int kern_cuda_launch_peer_sum(const kern_cuda_ctx *ctx, const kern_cuda_peers *p, float *values,
+                              size_t count);
+// rmsnorm with `add` summed over the ranks; cols is a multiple of 4.
+int kern_cuda_launch_peer_rmsnorm(const kern_cuda_ctx *ctx, const kern_cuda_peers *p,
+                                  const kern_rmsnorm_args *a);
 // out[i] = x[i], rounded to bf16 or f16 (f16: clamped to its range), i < count.
 int kern_cuda_launch_narrow(const kern_cuda_ctx *ctx, const float *x, size_t count,
                             kern_dtype dtype, void *out);

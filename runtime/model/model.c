@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The forward. `x` is the residual stream, replicated on all ranks; each half of a
-// layer leaves its contribution in `part`, and the norm that follows adds it.
+// layer leaves its contribution in `part`, and the norm that follows adds those of all ranks.
 #include "runtime/model/model.h"
 
 #include "runtime/base/mem.h"
@@ -14,14 +14,15 @@ struct rt_model {
     rt_weights weights;
     kern_buf *cos, *sin; // f32 [positions, head_dim / 2]
     kern_buf *x;         // f32 [rows, hidden]
-    kern_buf *normed;    // f32 [rows, hidden]
     kern_buf *part;      // f32 [rows, hidden]
     kern_buf *qkv;       // f32 [rows, (heads + 2 kv_heads) head_dim]
-    kern_buf *attn;      // f32 [rows, heads head_dim]
-    kern_buf *gate_up;   // f32 [rows, 2 ffn]
-    kern_buf *ffn;       // f32 [rows, ffn]
-    kern_buf *head_in;   // f32 [head_rows, hidden]
     kern_buf *logits;    // f32 [head_rows, vocab shard]
+    // What only linears read, in the type of their weights:
+    kern_buf *normed;  // [rows, hidden]
+    kern_buf *attn;    // [rows, heads head_dim]
+    kern_buf *gate_up; // [rows, 2 ffn]
+    kern_buf *ffn;     // [rows, ffn]
+    kern_buf *head_in; // [head_rows, hidden]
 };
 
 static int qkv_cols(const rt_model *m)
@@ -52,24 +53,46 @@ static rt_status open_rope(rt_model *m)
     return kern_dev_is_dry(m->group.dev) ? RT_OK : fill_rope(m, count);
 }
 
-static rt_status new_rows(const rt_model *m, int rows, int cols, const char *what, kern_buf **out)
+// The type that all matrices have, or f32.
+static kern_dtype matrix_type(const rt_weights *w)
 {
-    return kern_buf_new(m->group.dev, KERN_F32, (size_t)rows * (size_t)cols, what, out);
+    const kern_dtype type = kern_buf_dtype(w->head);
+    for (int l = 0; l < w->layer_count; l++) {
+        const rt_layer_weights *layer = &w->layers[l];
+        const kern_buf *const all[] = {layer->qkv, layer->o, layer->gate_up, layer->down};
+        for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+            if (kern_buf_dtype(all[i]) != type)
+                return KERN_F32;
+    }
+    return type;
 }
 
 static rt_status open_activations(rt_model *m)
 {
-    const int rows = m->limits.rows, hidden = m->config.hidden, ffn = m->plan.ffn.count;
+    const size_t rows = (size_t)m->limits.rows, head_rows = (size_t)m->limits.head_rows;
+    const size_t hidden = (size_t)m->config.hidden, ffn = (size_t)m->plan.ffn.count;
+    const size_t heads = (size_t)m->plan.heads.count * (size_t)m->config.head_dim;
+    const kern_dtype type = matrix_type(&m->weights);
+    const struct {
+        kern_buf **buf;
+        kern_dtype dtype;
+        size_t count;
+        const char *what;
+    } all[] = {
+        {&m->x, KERN_F32, rows * hidden, "residual stream"},
+        {&m->part, KERN_F32, rows * hidden, "partial sums"},
+        {&m->qkv, KERN_F32, rows * (size_t)qkv_cols(m), "q, k and v"},
+        {&m->logits, KERN_F32, head_rows * (size_t)m->plan.vocab.count, "logits"},
+        {&m->normed, type, rows * hidden, "normed rows"},
+        {&m->attn, type, rows * heads, "attention"},
+        {&m->gate_up, type, rows * 2 * ffn, "gate and up"},
+        {&m->ffn, type, rows * ffn, "MLP"},
+        {&m->head_in, type, head_rows * hidden, "head input"},
+    };
     kern_use_for(m->group.dev, KERN_USE_ACTIVATIONS);
-    RT_TRY(new_rows(m, rows, hidden, "residual stream", &m->x));
-    RT_TRY(new_rows(m, rows, hidden, "normed rows", &m->normed));
-    RT_TRY(new_rows(m, rows, hidden, "partial sums", &m->part));
-    RT_TRY(new_rows(m, rows, qkv_cols(m), "q, k and v", &m->qkv));
-    RT_TRY(new_rows(m, rows, m->plan.heads.count * m->config.head_dim, "attention", &m->attn));
-    RT_TRY(new_rows(m, rows, 2 * ffn, "gate and up", &m->gate_up));
-    RT_TRY(new_rows(m, rows, ffn, "MLP", &m->ffn));
-    RT_TRY(new_rows(m, m->limits.head_rows, hidden, "head input", &m->head_in));
-    return new_rows(m, m->limits.head_rows, m->plan.vocab.count, "logits", &m->logits);
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        RT_TRY(kern_buf_new(m->group.dev, all[i].dtype, all[i].count, all[i].what, all[i].buf));
+    return RT_OK;
 }
 
 rt_status rt_model_open(const par_group *group, const par_plan *plan, const rt_model_config *config,
@@ -107,9 +130,9 @@ void rt_model_close(rt_model *m)
 }
 
 // x += add, then normed = rmsnorm(x).
-static rt_status add_norm(rt_model *m, const kern_buf *add, const kern_buf *weight, int rows)
+static kern_rmsnorm_args norm_of(rt_model *m, const kern_buf *add, const kern_buf *weight, int rows)
 {
-    const kern_rmsnorm_args args = {
+    return (kern_rmsnorm_args){
         .x = m->x,
         .add = add,
         .weight = weight,
@@ -118,7 +141,6 @@ static rt_status add_norm(rt_model *m, const kern_buf *add, const kern_buf *weig
         .cols = m->config.hidden,
         .eps = (float)m->config.rms_eps,
     };
-    return kern_rmsnorm(m->group.dev, &args);
 }
 
 static rt_status embed(rt_model *m, const kern_batch *batch)
@@ -186,10 +208,12 @@ static rt_status attention(rt_model *m, int layer, const kern_batch *batch, losa
         .n = m->config.hidden,
         .k = m->plan.heads.count * m->config.head_dim,
     };
-    return par_linear_row(&m->group, &o);
+    const kern_rmsnorm_args norm = norm_of(m, m->part, w->mlp_norm, batch->rows);
+    return par_linear_row(&m->group, &o, &norm);
 }
 
-static rt_status mlp(rt_model *m, const rt_layer_weights *w, int rows)
+// `next` is the weight of the norm that follows.
+static rt_status mlp(rt_model *m, const rt_layer_weights *w, const kern_buf *next, int rows)
 {
     const int ffn = m->plan.ffn.count;
     const kern_linear_args gate_up = {
@@ -212,24 +236,25 @@ static rt_status mlp(rt_model *m, const rt_layer_weights *w, int rows)
         .n = m->config.hidden,
         .k = ffn,
     };
-    return par_linear_row(&m->group, &down);
+    const kern_rmsnorm_args norm = norm_of(m, m->part, next, rows);
+    return par_linear_row(&m->group, &down, &norm);
 }
 
 rt_status rt_model_forward(rt_model *m, const kern_batch *batch, losa_state *losa,
                            const kern_kv *kv)
 {
     RT_CHECK_ARG(batch->rows <= m->limits.rows);
+    const rt_layer_weights *layers = m->weights.layers;
+    const kern_rmsnorm_args first = norm_of(m, NULL, layers[0].attn_norm, batch->rows);
     RT_TRY(embed(m, batch));
-    const kern_buf *part = NULL;
+    RT_TRY(kern_rmsnorm(m->group.dev, &first));
     for (int l = 0; l < m->config.layers; l++) {
-        const rt_layer_weights *w = &m->weights.layers[l];
-        RT_TRY(add_norm(m, part, w->attn_norm, batch->rows));
+        const bool last = l == m->config.layers - 1;
+        const kern_buf *next = last ? m->weights.final_norm : layers[l + 1].attn_norm;
         RT_TRY(attention(m, l, batch, losa, &kv[l]));
-        RT_TRY(add_norm(m, m->part, w->mlp_norm, batch->rows));
-        RT_TRY(mlp(m, w, batch->rows));
-        part = m->part;
+        RT_TRY(mlp(m, &layers[l], next, batch->rows));
     }
-    return add_norm(m, part, m->weights.final_norm, batch->rows);
+    return RT_OK;
 }
 
 rt_status rt_model_head(rt_model *m, const kern_buf *index, int rows, const kern_buf **logits)

@@ -40,6 +40,7 @@ float *pt_take(const kern_buf *buf, size_t count);
 void pt_test_buffers(void **state);
 void pt_test_dense(void **state);
 void pt_test_linear(void **state);
+void pt_test_peers(void **state);
 void pt_test_kv_write(void **state);
 void pt_test_locality(void **state);
 void pt_test_active(void **state);

@@ -306,3 +306,50 @@ void pt_test_linear(void **state)
             for (int mode = 0; mode < PT_MODES; mode++)
                 compare_linear(&cases[i], 31 * i + t, types[t], mode);
 }
+
+// A rank alone takes the same way as several, but for the others' parts: sums change nothing,
+// and the norm is kern_rmsnorm's.
+static void check_lone_peer(kern_dev *dev, kt_rng *rng, int rows, int cols, kern_dtype stored)
+{
+    char handle[KERN_PEER_HANDLE];
+    kern_peers *peers;
+    KT_OK(kern_peers_new(dev, 0, 1, 10.0, handle, &peers));
+    KT_OK(kern_peers_connect(peers, handle));
+    const size_t count = (size_t)rows * (size_t)cols;
+    float *x = kt_random(rng, count, 1.0f), *add = kt_random(rng, count, 1.0f);
+    float *weight = kt_random(rng, (size_t)cols, 1.0f);
+    kern_buf *w = kt_in_f32(dev, weight, (size_t)cols), *sum = kt_in_f32(dev, add, count);
+    float *got[2], *normed[2];
+    for (int shared = 0; shared < 2; shared++) {
+        kern_buf *stream = kt_in_f32(dev, x, count);
+        kern_buf *out = kt_out(dev, kern_dev_weight_dtype(dev, stored), count);
+        const kern_rmsnorm_args args = {stream, sum, w, out, rows, cols, 1e-6f};
+        KT_OK(shared ? kern_peers_rmsnorm(peers, &args) : kern_rmsnorm(dev, &args));
+        got[shared] = kt_take(stream, count);
+        normed[shared] = pt_take(out, count);
+        kern_buf_free(stream);
+        kern_buf_free(out);
+    }
+    KT_SAME(got[0], got[1], count, "stream");
+    pt_near("normed", normed[0], normed[1], count, 0.1,
+            stored == KERN_F32 ? pt_tolerance : pt_narrow);
+    KT_OK(kern_peers_sum(peers, sum, count));
+    float *same = kt_take(sum, count);
+    KT_SAME(same, add, count, "sum of one");
+    assert_false(kern_peers_failed(peers));
+    kern_peers_free(peers);
+    kern_buf_free(w);
+    kern_buf_free(sum);
+    void *const arrays[] = {x, add, weight, same, got[0], got[1], normed[0], normed[1]};
+    for (size_t i = 0; i < KT_COUNT(arrays); i++)
+        rt_free(arrays[i]);
+}
+
+void pt_test_peers(void **state)
+{
+    (void)state;
+    kt_rng rng = {8};
+    check_lone_peer(pt_gpu[PT_F32], &rng, 3, 12, KERN_F32);
+    check_lone_peer(pt_gpu[PT_BF16], &rng, 16, 4096, KERN_BF16);
+    check_lone_peer(pt_gpu[PT_BF16], &rng, 128, 8192, KERN_F16);
+}

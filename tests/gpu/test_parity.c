@@ -140,7 +140,7 @@ int main(int argc, char **argv)
             cmocka_unit_test(pt_test_attn),        cmocka_unit_test(pt_test_page_lse),
             cmocka_unit_test(pt_test_attn_shares), cmocka_unit_test(pt_test_vocab),
             cmocka_unit_test(pt_test_unmask),      cmocka_unit_test(pt_test_graph),
-            cmocka_unit_test(pt_test_timer),
+            cmocka_unit_test(pt_test_timer),       cmocka_unit_test(pt_test_peers),
         };
         pt_quick = argc > 2 && strcmp(argv[1], "--only") == 0;
         if (pt_quick)

@@ -257,6 +257,17 @@ static void test_fill_arguments(void **state)
     KT_OK(kern_fill_zero(f->f32, 8));
 }
 
+static void test_sharing(void **state)
+{
+    const fixture *f = *state;
+    char handle[KERN_PEER_HANDLE];
+    kern_peers *peers = NULL;
+    assert_int_equal(kern_peers_new(f->dev, 0, 2, 1.0, handle, &peers), RT_ERR_UNSUPPORTED);
+    assert_int_equal(kern_peers_new(f->dev, 2, 2, 1.0, handle, &peers), RT_ERR_INVALID);
+    assert_int_equal(kern_peers_new(f->dev, 0, 2, 0.0, handle, &peers), RT_ERR_INVALID);
+    assert_null(peers);
+}
+
 static void test_dense_arguments(void **state)
 {
     fixture *f = *state;
@@ -763,6 +774,7 @@ int main(void)
         cmocka_unit_test(test_recording),
         cmocka_unit_test(test_upload),
         cmocka_unit_test(test_fill_arguments),
+        cmocka_unit_test(test_sharing),
         cmocka_unit_test(test_dense_arguments),
         cmocka_unit_test(test_rope_arguments),
         cmocka_unit_test(test_kv_and_locality_arguments),

@@ -93,14 +93,30 @@ static void test_column(void **state)
     kern_buf_free(args.y);
 }
 
+static void check_normed(const kern_buf *out, const double *want)
+{
+    float normed[ROWS * N];
+    assert_int_equal(kern_read(out, 0, normed, ROWS * N), RT_OK);
+    for (int r = 0; r < ROWS; r++) {
+        double squares = 0;
+        for (int i = 0; i < N; i++)
+            squares += want[r * N + i] * want[r * N + i];
+        for (int i = 0; i < N; i++)
+            assert_true(fabs((double)normed[r * N + i] - want[r * N + i] / sqrt(squares / N)) <=
+                        TOLERANCE);
+    }
+}
+
 static void test_row(void **state)
 {
     (void)state;
-    float x[ROWS * K], w[N * K], y[ROWS * N];
+    float x[ROWS * K], w[N * K], y[ROWS * N], ones[N];
     double want[ROWS * N];
     fill(1, x, ROWS * K);
     fill(2, w, N * K);
     reference(x, w, NULL, want);
+    for (int i = 0; i < N; i++)
+        ones[i] = 1.0f;
 
     int k = K / comm_ranks(group.comm), first = k * comm_rank(group.comm);
     kern_dtype weight = kern_dev_weight_dtype(group.dev, KERN_F32);
@@ -110,12 +126,19 @@ static void test_row(void **state)
                              .rows = ROWS,
                              .n = N,
                              .k = k};
+    const kern_rmsnorm_args norm = {.x = new_buf(KERN_F32, ROWS * N), // zeros
+                                    .add = args.y,
+                                    .weight = slice(KERN_F32, ones, 1, N, N),
+                                    .out = new_buf(weight, ROWS * N),
+                                    .rows = ROWS,
+                                    .cols = N};
     uint64_t calls = comm_count(group.comm, COMM_HIDDEN).calls;
-    assert_int_equal(par_linear_row(&group, &args), RT_OK);
+    assert_int_equal(par_linear_row(&group, &args, &norm), RT_OK);
     assert_int_equal(comm_count(group.comm, COMM_HIDDEN).calls - calls, 1);
-    assert_int_equal(kern_read(args.y, 0, y, ROWS * N), RT_OK);
+    assert_int_equal(kern_read(norm.x, 0, y, ROWS * N), RT_OK);
     for (int i = 0; i < ROWS * N; i++)
         assert_true(fabs((double)y[i] - want[i]) <= TOLERANCE);
+    check_normed(norm.out, want);
 
     // Complete and the same on every rank, to the bit.
     float *all = malloc(sizeof y * (size_t)comm_ranks(group.comm));
@@ -126,7 +149,10 @@ static void test_row(void **state)
     free(all);
 
     args.bias = args.x; // would be added once per rank
-    assert_int_equal(par_linear_row(&group, &args), RT_ERR_INVALID);
+    assert_int_equal(par_linear_row(&group, &args, &norm), RT_ERR_INVALID);
+    kern_buf_free(norm.x);
+    kern_buf_free((kern_buf *)norm.weight);
+    kern_buf_free(norm.out);
     kern_buf_free((kern_buf *)args.x);
     kern_buf_free((kern_buf *)args.w);
     kern_buf_free(args.y);
