@@ -163,6 +163,7 @@ const char *kern_use_name(kern_use use)
         [KERN_USE_ACTIVATIONS] = "activations",
         [KERN_USE_TABLES] = "tables",
         [KERN_USE_BATCH] = "batch",
+        [KERN_USE_ROUNDING] = "rounding",
         [KERN_USE_WORKSPACE] = "workspace",
         [KERN_USE_HOST] = "host",
     };
@@ -185,6 +186,16 @@ rt_status kern_dev_room(const kern_dev *dev, size_t *out)
     return dev->ops->room(dev, out);
 }
 
+// CUDA maps memory in pieces of 2 MB; small buffers share them.
+static size_t rounding(const kern_buf *buf)
+{
+    const size_t bytes = buf->count * kern_dtype_size(buf->dtype);
+    const size_t unit = bytes < 1 << 20 ? 512 : 2 << 20;
+    if (buf->dev->kind != KERN_CUDA || buf->memory != KERN_MEMORY_DEVICE)
+        return 0;
+    return (unit - bytes % unit) % unit;
+}
+
 static rt_status new_buf(kern_dev *dev, kern_dtype dtype, size_t count, const char *what,
                          kern_memory memory, kern_buf **out)
 {
@@ -205,6 +216,7 @@ static rt_status new_buf(kern_dev *dev, kern_dtype dtype, size_t count, const ch
                     dev, count * size, what, &buf->ptr),
                 free_buf);
     dev->used[buf->use] += count * size;
+    dev->used[KERN_USE_ROUNDING] += rounding(buf);
     *out = buf;
     return RT_OK;
 free_buf:
@@ -231,6 +243,7 @@ void kern_buf_free(kern_buf *buf)
     const kern_ops *ops = buf->dev->ops;
     if (buf->memory != KERN_MEMORY_VIEW)
         buf->dev->used[buf->use] -= buf->count * kern_dtype_size(buf->dtype);
+    buf->dev->used[KERN_USE_ROUNDING] -= rounding(buf);
     if (buf->memory == KERN_MEMORY_DEVICE)
         ops->release(buf->dev, buf->ptr);
     if (buf->memory == KERN_MEMORY_SHARED)

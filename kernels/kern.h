@@ -82,6 +82,7 @@ typedef enum kern_use {
     KERN_USE_ACTIVATIONS, // of a forward
     KERN_USE_TABLES,      // rotary tables
     KERN_USE_BATCH,       // batch, page plans and scores, sampling
+    KERN_USE_ROUNDING,    // what a GPU's driver adds to buffers
     KERN_USE_WORKSPACE,   // the device's own
     KERN_USE_HOST,        // host memory that a GPU reaches
     KERN_USES

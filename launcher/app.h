@@ -54,8 +54,10 @@ void app_release_signals(void);
 // Returns `status` when there is only one rank.
 rt_status app_abandon(comm *c, rt_status status);
 
-// Values of --device and --precision.
+// Values of --device, those that this build can open and all that can be planned for, and of
+// --precision.
 const char *app_device_choice(size_t i);
+const char *app_any_device_choice(size_t i);
 const char *app_precision_choice(size_t i);
 
 // Rows of the tables that several commands share. A is the argument struct.

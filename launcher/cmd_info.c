@@ -60,7 +60,8 @@ static const app_option options[] = {
     APP_OPTION_KV_MEMORY(info_args, "count the sessions that fit; no more KV pages than that"),
     {"prefill-chunk", 0, APP_INT, AT(engine.prefill_chunk), 1, 1 << 20, "N", NULL,
      "prompt tokens in one forward", NULL, NULL, NULL},
-    APP_OPTION_DEVICE(info_args),
+    {"device", 0, APP_CHOICE, AT(engine.device), 0, 0, "KIND", NULL,
+     "to plan for; need not be here", NULL, app_any_device_choice, NULL},
     APP_OPTION_PRECISION(info_args),
     APP_OPTIONS_ATTENTION(info_args, attention),
     {"json", 0, APP_FLAG, AT(json), 0, 0, NULL, NULL, "print one JSON object", "Output", NULL,
@@ -173,11 +174,11 @@ static rt_status print_json(const info *in)
     json_t *shards = json_array();
     for (int r = 0; r < in->args->ranks; r++)
         json_array_append_new(shards, shard_json(&in->plans[r], &in->memory[r], o->kv_memory));
-    json_t *all =
-        json_pack("{s:o, s:o*, s:s, s:s, s:i, s:i, s:o}", "model", model_json(&in->model), "files",
-                  in->ckpt ? files_json(in->ckpt) : NULL, "device", app_device_choice(o->device),
-                  "default_device", app_device_choice(rt_engine_options_default().device),
-                  "context", in->context, "sessions", o->max_sessions, "shards", shards);
+    json_t *all = json_pack("{s:o, s:o*, s:s, s:s, s:i, s:i, s:o}", "model", model_json(&in->model),
+                            "files", in->ckpt ? files_json(in->ckpt) : NULL, "device",
+                            app_any_device_choice(o->device), "default_device",
+                            app_device_choice(rt_engine_options_default().device), "context",
+                            in->context, "sessions", o->max_sessions, "shards", shards);
     if (!all)
         return RT_FAIL(RT_ERR_INTERNAL, "info: no memory, or text that is not UTF-8");
     const rt_status status = app_report_write(all, "-");
@@ -268,7 +269,7 @@ static void print_device(const info *in)
 {
     const int gpus = kern_device_count(KERN_CUDA);
     print_row("device", "%s (default here: %s, %d GPU%s)",
-              app_device_choice(in->args->engine.device),
+              app_any_device_choice(in->args->engine.device),
               app_device_choice(rt_engine_options_default().device), gpus, gpus == 1 ? "" : "s");
 }
 

@@ -4,13 +4,18 @@
 
 #include "kernels/kern.h"
 
-const char *app_device_choice(size_t i) // in the order of kern_kind
+const char *app_any_device_choice(size_t i) // in the order of kern_kind
 {
     static const char *const names[] = {"cpu", "cuda"};
-#ifdef LOSA_CUDA
     return i < 2 ? names[i] : NULL;
+}
+
+const char *app_device_choice(size_t i)
+{
+#ifdef LOSA_CUDA
+    return app_any_device_choice(i);
 #else
-    return i < 1 ? names[i] : NULL;
+    return i == KERN_CPU ? app_any_device_choice(i) : NULL;
 #endif
 }
 

@@ -16,6 +16,7 @@ static const char *const keys[KERN_USES] = {
     [KERN_USE_ACTIVATIONS] = "activations",
     [KERN_USE_TABLES] = "tables",
     [KERN_USE_BATCH] = "batch",
+    [KERN_USE_ROUNDING] = "rounding",
     [KERN_USE_WORKSPACE] = "workspace",
     [KERN_USE_HOST] = "host",
 };

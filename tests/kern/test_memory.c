@@ -77,6 +77,28 @@ static void test_dry(void **state)
     check_dry(&f32, KERN_F32, KERN_F32);
 }
 
+// A GPU's buffers take whole pieces of 2 MB, small ones of 512 bytes.
+static void test_rounding(void **state)
+{
+    (void)state;
+    const kern_dev_options options = {.kind = KERN_CUDA, .threads = 1, .dry = true};
+    kern_dev *dev;
+    kern_buf *large, *small, *whole, *shared;
+    KT_OK(kern_dev_open(&options, &dev));
+    KT_OK(kern_buf_new(dev, KERN_F32, 3 << 18, "3 MB", &large));
+    KT_OK(kern_buf_new(dev, KERN_F32, 25, "100 bytes", &small));
+    KT_OK(kern_buf_new(dev, KERN_F32, 1 << 20, "4 MB", &whole));
+    KT_OK(kern_buf_new_shared(dev, KERN_F32, 25, "of the host", &shared));
+    assert_int_equal(kern_used(dev, KERN_USE_ROUNDING), (1 << 20) + 412);
+    kern_buf_free(small);
+    assert_int_equal(kern_used(dev, KERN_USE_ROUNDING), 1 << 20);
+    kern_buf_free(large);
+    kern_buf_free(whole);
+    kern_buf_free(shared);
+    assert_int_equal(kern_used(dev, KERN_USE_ROUNDING), 0);
+    kern_dev_close(dev);
+}
+
 // A dry CPU device has the workspace that a real one has.
 static void test_workspace(void **state)
 {
@@ -98,6 +120,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_use),
         cmocka_unit_test(test_dry),
+        cmocka_unit_test(test_rounding),
         cmocka_unit_test(test_workspace),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
