@@ -194,11 +194,24 @@ static rt_status put_points(rt_str *out, const app_plot *plot, size_t series, co
     return RT_OK;
 }
 
+// Wide enough for the longest name beside the axes.
+static int plot_width(const app_plot *plot)
+{
+    enum { LETTER = 7, KEY = 40 };
+    size_t letters = 0;
+    for (size_t s = 0; s < plot->count; s++) {
+        const size_t len = strlen(plot->series[s].name);
+        letters = len > letters ? len : letters;
+    }
+    const int need = WIDTH - RIGHT + KEY + LETTER * (int)letters;
+    return need > WIDTH ? need : WIDTH;
+}
+
 rt_status app_svg_plot(const app_plot *plot, rt_str *out)
 {
     axis x, y;
     measure(plot, &x, &y);
-    RT_TRY(open_svg(out, WIDTH, HEIGHT, plot->title));
+    RT_TRY(open_svg(out, plot_width(plot), HEIGHT, plot->title));
     RT_TRY(put_ticks(out, &x, &y));
     RT_TRY(put_titles(out, x.to, y.from, plot->x, plot->y));
     for (size_t s = 0; s < plot->count; s++) {

@@ -6,8 +6,9 @@
 // memory, so there is nothing to deadlock on. Admission is first come, first served:
 // a large request at the head waits for pages and the ones behind it wait too, which is
 // why it cannot be passed by for ever. Nobody passes it for a while either: whoever has
-// requests to choose from knows the room (rt_engine_room) and submits what fits. A finished request is released in the very next
-// command, whatever the others do, and its pages can be admitted to in that command.
+// requests to choose from knows the room (rt_engine_room) and submits what fits. A finished
+// request is released in the very next command, whatever the others do, and its pages can
+// be admitted to in that command.
 //
 // Sharing. Pages of prompts that begin alike are held by all of these requests, and count
 // once (pagebook.h). Pages that nobody holds any more are kept, but free for whoever needs
@@ -25,9 +26,9 @@
 //
 // Prefill. The prompts share the chunk: half goes to the oldest one, the rest to those with the
 // fewest tokens left, and what they leave to the oldest again. The oldest always moves (of
-// those that wait for a shared beginning none is the oldest), so every prompt is read in the end; a short prompt behind a long one starts at once;
-// prompts of equal length are read one after the other, so that the first answers begin
-// while the others are read.
+// those that wait for a shared beginning none is the oldest), so every prompt is read in the
+// end; a short prompt behind a long one starts at once; prompts of equal length are read one
+// after the other, so that the first answers begin while the others are read.
 #include "runtime/engine/command.h"
 
 #include "runtime/base/clock.h"

@@ -47,8 +47,8 @@ void rt_session_emit(rt_session *s);
 // whether the request is done, and gives out text when a block is complete.
 rt_status rt_session_progress(const rt_engine *e, rt_session *s, const rt_slot *slot);
 
-// Gives out the text that is left and delivers the result; `results` [ranks] is what the ranks counted, or NULL when the
-// request never ran.
+// Gives out the text that is left and delivers the result; `results` [ranks] is what the
+// ranks counted, or NULL when the request never ran.
 void rt_session_deliver(const rt_engine *e, rt_session *s, Pb__Result *const *results);
 
 // The admission message. Borrows the session's memory; free with rt_free on `pages`.

@@ -88,6 +88,19 @@ static rt_str plot(const app_series *series, size_t count)
     return out;
 }
 
+// A long name makes the picture wider, a short one does not.
+static void test_width(void **state)
+{
+    (void)state;
+    const app_series names[] = {{"losa", NULL, 0},
+                                {"losa:256:first=all-sparse:first-budget=512", NULL, 0}};
+    rt_str narrow = plot(names, 1), wide = plot(names, 2);
+    assert_non_null(strstr(narrow.data, "width=\"760\""));
+    assert_non_null(strstr(wide.data, "width=\"834\""));
+    rt_str_free(&narrow);
+    rt_str_free(&wide);
+}
+
 static void test_marks(void **state)
 {
     (void)state;
@@ -165,9 +178,9 @@ static void test_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_marks),       cmocka_unit_test(test_odd_values),
-        cmocka_unit_test(test_many_series), cmocka_unit_test(test_heat),
-        cmocka_unit_test(test_files),
+        cmocka_unit_test(test_width),      cmocka_unit_test(test_marks),
+        cmocka_unit_test(test_odd_values), cmocka_unit_test(test_many_series),
+        cmocka_unit_test(test_heat),       cmocka_unit_test(test_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
