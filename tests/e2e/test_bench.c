@@ -69,8 +69,7 @@ static json_t *rows_of(int ranks, const char *line, const char *columns, size_t 
 
 #define ATTENTION                                                                                  \
     "prefix batch block policy step active density MB floor_us us of_floor speedup "               \
-    "write_us locality_us exchange_us active_us score_us select_us count_us prefix_us mass_us "    \
-    "merge_us"
+    "write_us locality_us exchange_us active_us score_us select_us count_us attend_us mass_us"
 
 static void test_attention(void **state)
 {
