@@ -25,8 +25,18 @@ Shape = collections.namedtuple("Shape", "length tail batch")
 
 
 def mostly_in_order(rng, items):
-    """In the order asked half of the time, so that neither order nor wording is certain."""
-    return rng.sample(items, len(items)) if rng.random() < 0.5 else list(items)
+    """A fifth in any order: then no order is certain, and one is the likeliest for every token."""
+    return rng.sample(items, len(items)) if rng.random() < 0.2 else list(items)
+
+
+def shuffled(rng, items):
+    return rng.sample(items, len(items))
+
+
+def merged(rng, *lists):
+    """All items in one list, those of each list in their order."""
+    sources = [iter(items) for items in lists]
+    return [next(source) for source in shuffled(rng, [s for s, items in zip(sources, lists) for _ in items])]
 
 
 def listed(values):
@@ -44,7 +54,7 @@ def dealer(rng, items):
     return deal
 
 
-# ---- what is hidden: (sentences, a function that asks about them) --------------------
+# ---- what is hidden: (sentences in their order, a function that asks about them) ------
 
 
 def facts(rng, room):
@@ -62,7 +72,7 @@ def facts(rng, room):
         return " ".join(report + [tasks.filler(rng)] if task == "rpt" else report)
 
     def ask():
-        task = rng.choices(("single", "mq", "ml", "rpt"), (3, 3, 2, 3))[0]
+        task = rng.choices(("single", "mq", "ml", "rpt"), (2, 5, 2, 2))[0]
         count = {"single": 1, "mq": 3, "ml": 4, "rpt": 2}[task]
         if count > len(drawn):
             task, count = "single", 1
@@ -74,14 +84,16 @@ def facts(rng, room):
 
 def groups(rng, room):
     names = [fact for fact, _ in tasks.draw_facts(rng, min(30, 1 + room // 54))]
-    drawn = [(fact, tasks.draw_values(rng, fact, lambda: rng.choice([2, 3, 3, 4]))) for fact in names]
-    deal = dealer(rng, drawn)
+    stated = shuffled(rng, [(fact, value) for fact in names
+                            for value in tasks.draw_values(rng, fact, lambda: rng.choice([2, 3, 3, 4]))])
+    deal = dealer(rng, names)
 
     def ask():
-        (fact, values), = deal(1)
+        fact, = deal(1)
+        values = [value for other, value in stated if other == fact]
         return (tasks.question("mv", [tasks.named(fact)]),
                 f"They are {listed(mostly_in_order(rng, values))}.")
-    return [s for fact, values in drawn for s in tasks.state([(fact, v) for v in values], "One")], ask
+    return tasks.state(stated, "One"), ask
 
 
 def chains(rng, room):
@@ -91,7 +103,7 @@ def chains(rng, room):
     def ask():
         chain, = deal(1)
         return tasks.question("vt", chain[:1]), rng.choice(tasks.chain_forms(chain))
-    return tasks.links(drawn), ask
+    return shuffled(rng, tasks.links(drawn)), ask
 
 
 def people(rng, room):
@@ -105,7 +117,7 @@ def people(rng, room):
 
 
 # How often each is asked about where it is present.
-KINDS = {facts: 10, groups: 3, chains: 3, people: 7}
+KINDS = {facts: 11, groups: 5, chains: 3, people: 5}
 
 
 def hide(rng, room):
@@ -113,7 +125,7 @@ def hide(rng, room):
     kinds = rng.sample(list(KINDS), min(rng.randint(1, 4), max(1, room // 100)))
     parts = [make(rng, int(rng.random() ** 2 * room / len(kinds))) for make in kinds]
     asks, weights = [ask for _, ask in parts], [KINDS[kind] for kind in kinds]
-    return [s for part, _ in parts for s in part], lambda: rng.choices(asks, weights)[0]()
+    return merged(rng, *(part for part, _ in parts)), lambda: rng.choices(asks, weights)[0]()
 
 
 # ---- documents ----------------------------------------------------------------------
@@ -129,9 +141,8 @@ def body(bpe, rng, room):
     while size < room or not around:
         around.append(bpe.encode(" " + tasks.filler(rng)))
         size += len(around[-1])
-    rest = around[1:] + hidden
-    rng.shuffle(rest)
-    return [i for part in around[:1] + rest for i in part][size - room:], ask
+    parts = around[:1] + merged(rng, around[1:], hidden)
+    return [i for part in parts for i in part][size - room:], ask
 
 
 def document(bpe, rng, length, tail):
