@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs what is missing, builds, and runs the whole suite: the sanitizers and valgrind
-# (tests/sanitize.sh), 60 seconds of each fuzz target (tests/fuzz/run.sh), and ctest,
+# (tests/sanitize.sh), 30 seconds of each fuzz target (tests/fuzz/run.sh), and ctest,
 # whose closing lines come last.
 # With arguments only ctest, which gets them:
 #   tests/run.sh -R options        tests/run.sh -L unit
@@ -40,7 +40,7 @@ setup_test_packages || echo "some parts will be skipped" >&2
 part asan tests/sanitize.sh asan
 part tsan tests/sanitize.sh tsan
 part valgrind tests/sanitize.sh valgrind
-part fuzz tests/fuzz/run.sh 60
+part fuzz tests/fuzz/run.sh 30
 printf '%s\n' "" "${summary[@]}" ""
 part ctest run_ctest
 if [ $failed -ne 0 ]; then
