@@ -46,7 +46,8 @@ typedef struct peer {
     int word;       // what is being sent
     double heard;   // last sign of life
     double doubted; // since when it seems dead, or 0
-    bool parted;    // said goodbye
+    bool parted;    // said goodbye, or is gone
+    bool gone;      // its process ended
     bool lost;      // with its group: nobody's concern any more
 } peer;
 
@@ -101,7 +102,7 @@ static bool all_sent(comm_heart *h)
 {
     bool sent = true;
     for (int i = 0; i < h->count; i++)
-        sent &= h->peers[i].parted || is_sent(&h->peers[i]);
+        sent &= h->peers[i].gone || is_sent(&h->peers[i]);
     return sent;
 }
 
@@ -112,11 +113,12 @@ static void wait_sent(comm_heart *h)
         rt_clock_sleep(1e-3);
 }
 
+// Those that said goodbye hear it too: they wait for an answer.
 static void say_to_all(comm_heart *h, int word)
 {
     wait_sent(h);
     for (int i = 0; i < h->count; i++)
-        if (!h->peers[i].parted)
+        if (!h->peers[i].gone)
             say(h, &h->peers[i], word);
     wait_sent(h);
 }
@@ -239,7 +241,7 @@ static bool is_silent(const comm_heart *h, const peer *p)
 static void judge(comm_heart *h, peer *p)
 {
     char text[64];
-    const bool dead = is_dead(p);
+    const bool dead = p->gone = is_dead(p);
     if (dead)
         listen(h); // what it said before it went
     if (dead && h->signaled > 0 && h->woken - h->signaled > FAREWELL_SECONDS)

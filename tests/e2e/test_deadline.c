@@ -151,6 +151,18 @@ static void test_absent_from_close(void **state)
     rt_str_free(&j.out);
 }
 
+// Goodbyes are answered, also those that came before the own one.
+static void test_close_late(void **state)
+{
+    (void)state;
+    job j = run("linger", "close");
+    if (j.status != 0 || occurrences(&j, " error ") != 0)
+        fail_msg("status %d:\n%s", j.status, j.out.data);
+    assert_true(j.seconds < SLACK);
+    assert_nobody_left(&j);
+    rt_str_free(&j.out);
+}
+
 static void test_stopped(void **state)
 {
     (void)state;
@@ -183,8 +195,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_absent),  cmocka_unit_test(test_absent_from_close),
-        cmocka_unit_test(test_late),    cmocka_unit_test(test_stopped),
-        cmocka_unit_test(test_watched),
+        cmocka_unit_test(test_late),    cmocka_unit_test(test_close_late),
+        cmocka_unit_test(test_stopped), cmocka_unit_test(test_watched),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
