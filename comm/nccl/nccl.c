@@ -142,9 +142,11 @@ static rt_status share_id(comm *c, const nccl_state *s, ncclUniqueId *id)
 static rt_status make_peers(comm *c, kern_dev *dev, char *handle, kern_peers **out)
 {
     const char *wanted = getenv("LOSA_PEERS");
-    if (c->local_ranks != c->ranks || (wanted && strcmp(wanted, "0") == 0))
-        return RT_FAIL(RT_ERR_UNSUPPORTED, "%s",
-                       wanted ? "LOSA_PEERS is 0" : "ranks on several hosts");
+    if (wanted && strcmp(wanted, "0") == 0)
+        return RT_FAIL(RT_ERR_UNSUPPORTED, "LOSA_PEERS is 0");
+    if (c->local_ranks != c->ranks)
+        return RT_FAIL(RT_ERR_UNSUPPORTED, "%d ranks, but %d on this host", c->ranks,
+                       c->local_ranks);
     return kern_peers_new(dev, c->rank, c->ranks, c->deadline, handle, out);
 }
 

@@ -6,8 +6,9 @@
 // consecutive lanes of a segment for one KV head; the tokens that it reads are cut into
 // units of `keys` tokens. The units of all tiles, one after another, are shared out
 // evenly: block c of `workers` takes [c/workers, (c+1)/workers) of them, wherever that cuts
-// a tile. Where there are fewer units than workers, so many work. So the grid is fixed by the batch's shape while every multiprocessor reads the
-// same number of keys, whichever rows are active and whatever they read.
+// a tile. Where there are fewer units than workers, so many work. So the grid is fixed by
+// the batch's shape while every multiprocessor reads the same number of keys, whichever rows
+// are active and whatever they read.
 //
 // A share is a run of pieces, each of one tile. A piece that is a whole tile goes to `o`
 // and `lse`; of a tile that is cut, every worker leaves (m, l, o) in the workspace, and
