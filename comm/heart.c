@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,15 +28,17 @@ static const double SILENCE_SECONDS = 5.0; // of a rank, then it is dead or stop
 static const double STALL_SECONDS = 2.0;   // between two looks: this rank was stopped itself
 // After that, mpirun may have continued it only to end the job, and others go first.
 static const double EXCUSE_SECONDS = 1.5;
-// When rank 0 is gone all others know; rank 1 says so, unless it is gone too.
+// When rank 0 is gone all others know; rank 1 says so, unless it is gone too. Rank 0 says why a
+// signal ends the job, unless it cannot.
 static const double PRECEDENCE_SECONDS = 1.5;
 // mpirun, which asks all ranks to end, kills after about one second: who goes down with the
 // job is not news.
 static const double FAREWELL_SECONDS = 0.3;
 static const double SEND_SECONDS = 1.0; // to hand over the goodbye
 
-// Words. END + status: rank 0 ends the job, and every rank itself with this status.
-enum { BEAT = 1, GOODBYE, PARK, FAILED, END };
+// Words. SIGNAL + number: a rank got this signal. END + status: rank 0 ends the job, and every
+// rank itself with this status.
+enum { BEAT = 1, GOODBYE, PARK, FAILED, SIGNAL, END = SIGNAL + 128 };
 enum { TAG = 1, EXIT_SIGNAL = 128 };
 
 // A rank that this one watches.
@@ -65,6 +68,7 @@ struct comm_heart {
     double woken, signaled; // last look; when a signal was first seen, or 0
     double excused;         // until then nobody is judged
     bool confessed;         // rank 0 knows that this rank gave up
+    int passed;             // signal of another rank: to be taken (rank 0), or rank 0 has it
     bool hushed;            // another rank ends the job, and said why
 };
 
@@ -205,6 +209,8 @@ static void obey(comm_heart *h, peer *p, int word)
         condemn(h, p, "gave up");
     if (word == PARK)
         h->c->group_lost = true;
+    if (word > SIGNAL)
+        h->passed = word - SIGNAL;
 }
 
 static bool receive(comm_heart *h)
@@ -257,14 +263,33 @@ static void judge(comm_heart *h, peer *p)
     p->parted = dead;
 }
 
+// A batch system may ask any one rank to end; rank 0 can do it in order. It takes the signal as if
+// it had got it itself; Ctrl-C as SIGTERM, since it may get that too, and a second one kills.
+static void pass_signal(comm_heart *h, int number)
+{
+    if (h->c->rank > 0 && number && !h->passed && say(h, &h->peers[0], SIGNAL + number))
+        h->passed = number;
+    if (h->c->rank > 0 || !h->passed)
+        return;
+    if (!number)
+        kill(getpid(), h->passed == SIGINT ? SIGTERM : h->passed);
+    h->passed = 0;
+}
+
 static void judge_signal(comm_heart *h)
 {
     comm *c = h->c;
     comm_signal_fn *caught = c->caught;
-    const int number = caught ? caught() : 0;
+    if (!caught)
+        return;
+    const int number = caught();
+    // Rank 0 goes first, if it can, and says goodbye.
+    const double later = c->rank == 0 ? 0 : PRECEDENCE_SECONDS;
+    const bool over = c->rank > 0 && h->peers[0].parted;
+    pass_signal(h, number);
     if (number && h->signaled == 0)
         h->signaled = h->woken;
-    if (number && h->woken - h->signaled > c->signal_seconds) {
+    if (number && !over && h->woken - h->signaled > c->signal_seconds + later) {
         c->ended = true;
         rt_log(RT_LOG_ERROR, "rank %d: ended by signal %d; %s number %llu", c->rank, number,
                c->operation, (unsigned long long)c->number);

@@ -214,13 +214,14 @@ static void strike_at(void *ctx, const run_live *live)
 }
 
 // Strikes once `more` results are in the journal that are not there yet.
-static outcome strike_groups(int ranks, int tp, const char *out, int signal, int rank, int more)
+static outcome strike_groups(int ranks, int tp, const char *in, const char *out, int signal,
+                             int rank, int more)
 {
     run_args args = {0};
     strike s = {.signal = signal, .rank = rank};
     s.journal = strdup(run_temp("%s.journal", strrchr(out, '/') + 1));
     s.at_lines = more ? count_lines(s.journal) + more : 0;
-    batch_args(&args, input, out);
+    batch_args(&args, in, out);
     run_arg(&args, "--tp=%d", tp);
     const run_job job = {
         .ranks = ranks, .args = &args, .limit = LIMIT, .during = strike_at, .ctx = &s};
@@ -237,7 +238,7 @@ static outcome strike_groups(int ranks, int tp, const char *out, int signal, int
 
 static int run_struck(int ranks, const char *out, int signal, int rank, int more)
 {
-    return strike_groups(ranks, ranks ? ranks : 1, out, signal, rank, more).status;
+    return strike_groups(ranks, ranks ? ranks : 1, input, out, signal, rank, more).status;
 }
 
 // Killed at start-up, while it reads its journal, and at any number of results.
@@ -272,20 +273,20 @@ static void test_lost_groups(void **state)
 {
     (void)state;
     char *out = output_of("stopped");
-    outcome got = strike_groups(4, 2, out, SIGSTOP, 1, 10);
+    outcome got = strike_groups(4, 2, input, out, SIGSTOP, 1, 10);
     assert_true(got.lost);
     assert_int_equal(got.status, 0);
     check_output(out);
     free(out);
     out = output_of("recovered");
     setenv("OMPI_MCA_orte_enable_recovery", "1", 1);
-    got = strike_groups(4, 1, out, SIGKILL, 2, 10);
+    got = strike_groups(4, 1, input, out, SIGKILL, 2, 10);
     unsetenv("OMPI_MCA_orte_enable_recovery");
     assert_true(got.lost);
     check_output(out);
     free(out);
     out = output_of("ended"); // by mpirun, in order
-    got = strike_groups(4, 2, out, SIGKILL, 3, 10);
+    got = strike_groups(4, 2, input, out, SIGKILL, 3, 10);
     assert_true(got.lost);
     assert_int_not_equal(got.status, 0);
     run_well(2, input, out, "--tp=1"); // fewer ranks go on as well
@@ -304,6 +305,24 @@ static void test_signals(void **state)
     assert_int_equal(run_struck(2, out, SIGUSR1, -1, 5), RESUME); // mpirun passes it on
     run_well(0, input, out, NULL);
     check_output(out);
+    free(out);
+}
+
+// A signal that one rank alone got, beside rank 0 or in another group: rank 0 hears of it within
+// a second and ends in order. More requests than are answered until then.
+static void test_lone_signal(void **state)
+{
+    (void)state;
+    enum { MANY = 20000 };
+    char *in = strdup(run_temp("many.jsonl")), *out = output_of("one-rank");
+    FILE *file = create(in);
+    for (int i = 0; i < MANY; i++)
+        write_request(file, i);
+    fclose(file);
+    assert_int_equal(strike_groups(2, 2, in, out, SIGUSR1, 1, 5).status, RESUME);
+    assert_int_equal(strike_groups(4, 2, in, out, SIGTERM, 3, 5).status, RESUME);
+    assert_in_range(count_lines(run_temp("one-rank.jsonl.journal")), 10, MANY);
+    free(in);
     free(out);
 }
 
@@ -517,9 +536,10 @@ int main(void)
         cmocka_unit_test(test_ranks),        cmocka_unit_test(test_killed),
         cmocka_unit_test(test_groups),       cmocka_unit_test(test_lost_groups),
         cmocka_unit_test(test_killed_ranks), cmocka_unit_test(test_signals),
-        cmocka_unit_test(test_full_disk),    cmocka_unit_test(test_long_line),
-        cmocka_unit_test(test_bad_lines),    cmocka_unit_test(test_few_pages),
-        cmocka_unit_test(test_refused),      cmocka_unit_test(test_status),
+        cmocka_unit_test(test_lone_signal),  cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_long_line),    cmocka_unit_test(test_bad_lines),
+        cmocka_unit_test(test_few_pages),    cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_status),
     };
     const int failed = cmocka_run_group_tests_name("batch", tests, prepare, NULL);
     free(input);
