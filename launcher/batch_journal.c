@@ -92,11 +92,18 @@ static rt_status not_ours(const app_journal *j)
     return RT_FAIL(RT_ERR_INVALID, "%s: not a journal of losa batch", j->path);
 }
 
+// A loss of power may leave zeros of what was written and not synced.
 static bool is_begun_by_us(const app_line *line)
 {
     static const char start[] = "{\"losa_batch\":";
-    const size_t n = line->len < sizeof start - 1 ? line->len : sizeof start - 1;
-    return line->text && memcmp(line->text, start, n) == 0;
+    size_t at = 0;
+    while (line->text && at < line->len && at < sizeof start - 1 && line->text[at] == start[at])
+        at++;
+    if (at == sizeof start - 1)
+        return true;
+    while (line->text && at < line->len && line->text[at] == '\0')
+        at++;
+    return at == line->len;
 }
 
 static rt_status check_head(const app_journal *j, const app_line *line, const rt_str *want)
@@ -188,7 +195,8 @@ static rt_status read_lines(app_journal *j, app_lines *lines, const rt_str *head
 
 // ---- opening ---------------------------------------------------------------------------
 
-// Cuts off half a line, and begins a file that has nothing.
+// Cuts off half a line, and begins a file that has nothing. What an earlier run wrote and
+// could not sync any more counts as done from here on.
 static rt_status prepare(app_journal *j, const rt_str *head)
 {
     const off_t end = lseek(j->fd, 0, SEEK_END);
@@ -196,11 +204,11 @@ static rt_status prepare(app_journal *j, const rt_str *head)
         rt_log(RT_LOG_WARN, "%s: dropped half a line at its end", j->path);
     if (ftruncate(j->fd, (off_t)j->size) != 0)
         return io_failed(j->path, "cut off half a line");
-    if (j->size > 0)
-        return RT_OK;
-    RT_TRY(write_all(j->fd, j->path, head->data, head->len));
-    RT_TRY(write_all(j->fd, j->path, "\n", 1));
-    j->size = head->len + 1;
+    if (j->size == 0) {
+        RT_TRY(write_all(j->fd, j->path, head->data, head->len));
+        RT_TRY(write_all(j->fd, j->path, "\n", 1));
+        j->size = head->len + 1;
+    }
     if (fsync(j->fd) != 0)
         return io_failed(j->path, "write");
     return sync_folder(j->path);
@@ -391,5 +399,5 @@ rt_status app_journal_deliver(app_journal *j, const char *output, bool in_order)
 
 rt_status app_journal_remove(app_journal *j)
 {
-    return unlink(j->path) == 0 ? RT_OK : io_failed(j->path, "remove");
+    return unlink(j->path) == 0 ? sync_folder(j->path) : io_failed(j->path, "remove");
 }

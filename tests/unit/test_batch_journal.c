@@ -173,6 +173,87 @@ static void test_damaged(void **state)
     free(text);
 }
 
+// ---- loss of power ---------------------------------------------------------------------------
+//
+// Of what was not synced any pages may be zeros, in the middle too, and zeros may follow the
+// end. Pages of 16 bytes here, so that lines begin, end and lie within them.
+
+static const uint64_t written[] = {5, 1, 8, 3};
+enum { WRITTEN = 4, PAGE = 16 };
+
+// [from, to) of `text` became zeros: results with a byte in there are not there, nor is one
+// that follows a line whose end was in there; all can be added again.
+static void check_left(const char *text, size_t len, size_t from, size_t to)
+{
+    char digits[WRITTEN + 1] = "", *left = malloc(len);
+    memcpy(left, text, len);
+    memset(left + from, 0, to - from);
+    test_write(&dir, "journal", left, len);
+    size_t begin = strcspn(text, "\n") + 1, count = 0; // behind the head
+    for (int i = 0; i < WRITTEN; i++) {
+        const size_t end = begin + strcspn(text + begin, "\n") + 1;
+        const bool joined = left[begin - 1] == '\0';
+        if (!joined && (end <= from || begin >= to))
+            digits[count++] = (char)('0' + written[i]);
+        begin = end;
+    }
+    app_journal *j = reopen(true);
+    assert_holds(j, digits);
+    for (size_t i = 0; i < WRITTEN; i++)
+        add(j, written[i]);
+    assert_ok(app_journal_sync(j, 0));
+    app_journal_close(j);
+    j = reopen(true);
+    assert_holds(j, "5183");
+    app_journal_close(j);
+    free(left);
+}
+
+static void test_lost_pages(void **state)
+{
+    (void)state;
+    size_t len;
+    make(written, WRITTEN);
+    char *text = load(path(), &len);
+    const size_t head = strcspn(text, "\n") + 1; // was synced before all others
+    for (size_t from = head; from < len; from = (from / PAGE + 1) * PAGE)
+        for (size_t to = from + 1; to <= len; to++)
+            if (to % PAGE == 0 || to == len)
+                check_left(text, len, from, to);
+    free(text);
+}
+
+// The file keeps its length, or more, and not its bytes: from any byte on they are zeros.
+static void test_zeros_at_end(void **state)
+{
+    (void)state;
+    enum { MORE = 5000 };
+    size_t len;
+    make(written, WRITTEN);
+    char *text = load(path(), &len);
+    for (size_t n = 0; n <= len; n++) {
+        char *left = calloc(len + MORE, 1), digits[WRITTEN + 1] = "";
+        memcpy(left, text, n);
+        test_write(&dir, "journal", left, len + (n % 2 ? MORE : 0));
+        size_t whole = 0;
+        for (size_t i = 0; i < n; i++)
+            whole += text[i] == '\n';
+        for (size_t i = 0; i + 1 < whole; i++)
+            digits[i] = (char)('0' + written[i]);
+        app_journal *j = reopen(true);
+        assert_holds(j, digits);
+        add(j, 4);
+        assert_ok(app_journal_sync(j, 0));
+        app_journal_close(j);
+        j = reopen(true);
+        assert_true(app_journal_has(j, 4));
+        assert_int_equal(app_journal_count(j), strlen(digits) + 1);
+        app_journal_close(j);
+        free(left);
+    }
+    free(text);
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -199,6 +280,9 @@ static void test_refused(void **state)
     assert_fails(app_journal_add(j, LINES, "x", 1), RT_ERR_INVALID, "app_journal_add", "lines");
     app_journal_close(j);
 
+    test_write(&dir, "journal", "\0\0notes", 7);
+    assert_fails(app_journal_open(path(), &job, true, &j), RT_ERR_INVALID, path(),
+                 "not a journal of losa batch");
     test_write_text(&dir, "journal", "my notes, not yours");
     assert_fails(app_journal_open(path(), &job, true, &j), RT_ERR_INVALID, path(),
                  "not a journal of losa batch");
@@ -228,8 +312,10 @@ static void test_full(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_counts),  cmocka_unit_test(test_output),  cmocka_unit_test(test_cut),
-        cmocka_unit_test(test_damaged), cmocka_unit_test(test_refused), cmocka_unit_test(test_full),
+        cmocka_unit_test(test_counts),     cmocka_unit_test(test_output),
+        cmocka_unit_test(test_cut),        cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_lost_pages), cmocka_unit_test(test_zeros_at_end),
+        cmocka_unit_test(test_refused),    cmocka_unit_test(test_full),
     };
     return cmocka_run_group_tests_name("batch_journal", tests, make_dir, remove_dir);
 }
