@@ -30,6 +30,7 @@ static const app_option options[] = {
      "prompt tokens in one forward", NULL, NULL, NULL},
     {"max-sessions", 0, APP_INT, AT(engine.max_sessions), 1, 4096, "N", NULL,
      "documents that run at the same time", NULL, NULL, NULL},
+    APP_OPTION_NO_SHARING(app_eval_args),
     APP_OPTION_KV_MEMORY(app_eval_args,
                          "most memory of KV pages on each rank, such as 8G; documents that find "
                          "none wait"),

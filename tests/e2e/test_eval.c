@@ -209,6 +209,7 @@ static void test_resume(void **state)
     args = (run_args){0};
     const char *summary = run_temp("part.json");
     eval_args(&args, part);
+    run_arg(&args, "--no-sharing"); // changes what is computed, no result
     run_arg(&args, "--json=%s", summary);
     result = run_ok(2, &args, LIMIT);
     assert_int_equal(result.err_lines, 1);
