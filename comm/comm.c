@@ -38,6 +38,7 @@ rt_status comm_new(double deadline, comm **out)
     RT_TRY(RT_ALLOC(c, 1, "communicator"));
     c->ranks = 1;
     c->local_ranks = 1;
+    c->one_host = true;
     c->deadline = deadline;
     c->chunk_max = CHUNK_BYTES;
     c->limit = deadline;

@@ -51,6 +51,7 @@ struct comm {
     const comm_data_ops *host_data; // while a device is attached: the data plane it replaced
     void *host_state;
     int rank, ranks, local_rank, local_ranks;
+    bool one_host;    // all ranks are on this one
     double deadline;  // seconds of one wait
     bool watched;     // a heart ends the job when a rank dies or stops
     size_t chunk_max; // most bytes handed to the transport in one piece

@@ -244,6 +244,17 @@ static const comm_ctl_ops group_ctl = {
     .close = group_close,
 };
 
+// The ranks of `all` on this host: how many, and the number of this one.
+static rt_status find_local(const comm *c, MPI_Comm all, int *rank, int *ranks)
+{
+    MPI_Comm local;
+    RT_TRY(check(c, MPI_Comm_split_type(all, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local),
+                 "MPI_Comm_split_type"));
+    RT_TRY(check(c, MPI_Comm_rank(local, rank), "MPI_Comm_rank"));
+    RT_TRY(check(c, MPI_Comm_size(local, ranks), "MPI_Comm_size"));
+    return check(c, MPI_Comm_free(&local), "MPI_Comm_free");
+}
+
 static rt_status split(const comm *c, MPI_Comm from, int group, MPI_Comm *out)
 {
     RT_TRY(check(c, MPI_Comm_split(from, group, c->rank, out), "MPI_Comm_split"));
@@ -269,6 +280,10 @@ static rt_status ctl_split(comm *c, int size, comm *child)
     rt_status status = split(c, world->data, c->rank / size, &s->data);
     if (status == RT_OK)
         status = split(c, world->ctl, c->rank / size, &s->ctl);
+    int rank, ranks = 0;
+    if (status == RT_OK)
+        status = find_local(c, s->ctl, &rank, &ranks);
+    child->one_host = ranks == size;
     if (status != RT_OK)
         rt_free(s);
     return status;
@@ -313,17 +328,6 @@ static rt_status duplicate(const comm *c, MPI_Comm *out)
     return check(c, MPI_Comm_set_errhandler(*out, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
 }
 
-static rt_status find_local(comm *c)
-{
-    MPI_Comm local;
-    RT_TRY(check(
-        c, MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local),
-        "MPI_Comm_split_type"));
-    RT_TRY(check(c, MPI_Comm_rank(local, &c->local_rank), "MPI_Comm_rank"));
-    RT_TRY(check(c, MPI_Comm_size(local, &c->local_ranks), "MPI_Comm_size"));
-    return check(c, MPI_Comm_free(&local), "MPI_Comm_free");
-}
-
 static rt_status start_heart(comm *c, mpi_state *s, int threads)
 {
     if (c->ranks == 1)
@@ -347,7 +351,8 @@ static rt_status open_state(comm *c, int threads)
     RT_TRY_GOTO(status, duplicate(c, &s->ctl), fail);
     RT_TRY_GOTO(status, duplicate(c, &s->beats), fail);
     RT_TRY_GOTO(status, duplicate(c, &s->mail.world), fail);
-    RT_TRY_GOTO(status, find_local(c), fail);
+    RT_TRY_GOTO(status, find_local(c, MPI_COMM_WORLD, &c->local_rank, &c->local_ranks), fail);
+    c->one_host = c->local_ranks == c->ranks;
     c->ops = (comm_ops){.data = &mpi_data, .ctl = &mpi_ctl};
     c->data_state = s;
     c->ctl_state = s;

@@ -55,6 +55,13 @@ static rt_status attach(kern_dev *dev, const kern_dev_options *options)
                    (int)options->kind);
 }
 
+// Data of two calls in turn, flags, and the count of calls; cuda/peers.c lays them out.
+size_t kern_peers_bytes(int ranks)
+{
+    const size_t data = 2 * (size_t)ranks * KERN_PEER_FLOATS * sizeof(float);
+    return KERN_PEER_BLOCKS * (data + ((size_t)ranks + 1) * sizeof(unsigned));
+}
+
 #ifndef LOSA_CUDA
 rt_status kern_peers_new(kern_dev *dev, int rank, int ranks, double deadline, void *handle,
                          kern_peers **out)

@@ -169,6 +169,11 @@ rt_status kern_timer_read(kern_timer *timer, int from, int to, double *ms);
 
 typedef struct kern_peers kern_peers;
 enum { KERN_PEER_HANDLE = 64, KERN_PEER_RANKS = 8 }; // bytes; most ranks
+// Blocks of the longest call, and floats of one: a row of hidden values must fit.
+enum { KERN_PEER_BLOCKS = 128, KERN_PEER_FLOATS = 8192 };
+
+// Bytes of a GPU's memory that each of so many ranks shares with the others.
+size_t kern_peers_bytes(int ranks);
 
 // This rank's part of the memory and its handle, for the others; RT_ERR_UNSUPPORTED where
 // devices cannot share. `deadline` is in seconds.

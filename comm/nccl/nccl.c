@@ -144,9 +144,8 @@ static rt_status make_peers(comm *c, kern_dev *dev, char *handle, kern_peers **o
     const char *wanted = getenv("LOSA_PEERS");
     if (wanted && strcmp(wanted, "0") == 0)
         return RT_FAIL(RT_ERR_UNSUPPORTED, "LOSA_PEERS is 0");
-    if (c->local_ranks != c->ranks)
-        return RT_FAIL(RT_ERR_UNSUPPORTED, "%d ranks, but %d on this host", c->ranks,
-                       c->local_ranks);
+    if (!c->one_host)
+        return RT_FAIL(RT_ERR_UNSUPPORTED, "the ranks are not on one host");
     return kern_peers_new(dev, c->rank, c->ranks, c->deadline, handle, out);
 }
 

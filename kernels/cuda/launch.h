@@ -29,9 +29,7 @@ enum { KERN_CUDA_NO_ROOM = -1, KERN_CUDA_ARRIVALS = 1 << 16 };
 // Largest head_dim that the attention kernels take, and page that is written.
 enum { KERN_CUDA_MAX_DIM = 256, KERN_CUDA_MAX_PAGE = 256 };
 
-// What a kernel knows of the memory that ranks share (peers.cu). Blocks of the longest call,
-// and floats of one: a row of hidden values must fit.
-enum { KERN_PEER_BLOCKS = 128, KERN_PEER_FLOATS = 8192 };
+// What a kernel knows of the memory that ranks share (peers.cu).
 typedef struct kern_cuda_peers {
     float *data[KERN_PEER_RANKS];     // of each rank: [BLOCKS, 2, ranks, FLOATS]
     unsigned *flags[KERN_PEER_RANKS]; // of each rank: [BLOCKS, ranks]

@@ -34,10 +34,10 @@ static void place(kern_peers *p, int rank, void *memory)
 static rt_status open_memory(kern_peers *p, void *handle)
 {
     const int ranks = p->view.ranks;
-    const size_t bytes =
-        data_bytes(ranks) + flag_bytes(ranks) + sizeof(unsigned) * KERN_PEER_BLOCKS;
+    const size_t bytes = kern_peers_bytes(ranks);
     cudaIpcMemHandle_t own;
     CUDA_TRY(p->dev, cudaMalloc(&p->memory, bytes));
+    p->dev->used[KERN_USE_WORKSPACE] += bytes;
     CUDA_TRY(p->dev, cudaMemset(p->memory, 0, bytes));
     CUDA_TRY(p->dev, cudaHostAlloc((void **)&p->words, 2 * sizeof(int), cudaHostAllocMapped));
     CUDA_TRY(p->dev, cudaIpcGetMemHandle(&own, p->memory));
@@ -98,6 +98,8 @@ void kern_peers_free(kern_peers *p)
     for (int r = 0; r < KERN_PEER_RANKS; r++)
         if (p->opened[r])
             cudaIpcCloseMemHandle(p->opened[r]);
+    if (p->memory)
+        p->dev->used[KERN_USE_WORKSPACE] -= kern_peers_bytes(p->view.ranks);
     cudaFree(p->memory);
     cudaFreeHost(p->words);
     rt_free(p);

@@ -39,12 +39,21 @@ static size_t reserve(const rt_engine *e)
     return RESERVE_CODE + graphs * (size_t)e->config.layers * RESERVE_GRAPH_LAYER;
 }
 
+// What GPUs share to add up; where they cannot, as between hosts, it is left over.
+static size_t peers(const rt_engine *e)
+{
+    const int ranks = comm_ranks(e->group.comm);
+    const bool share = e->options.device == KERN_CUDA && ranks > 1 && ranks <= KERN_PEER_RANKS;
+    return share ? kern_peers_bytes(ranks) : 0;
+}
+
 static void sum_up(const rt_engine *e, const kern_dev *dev, rt_memory *out)
 {
     *out = (rt_memory){.reserve = reserve(e), .page = e->options.attention.page};
     out->total = out->reserve;
     for (int use = 0; use < KERN_USES; use++) {
         out->bytes[use] = kern_used(dev, (kern_use)use);
+        out->bytes[use] += use == KERN_USE_WORKSPACE ? peers(e) : 0;
         if (use != KERN_USE_HOST || e->options.device == KERN_CPU)
             out->total += out->bytes[use];
     }

@@ -3,7 +3,7 @@
 // collectives go on.
 #include "tests/unit/testing.h"
 
-#include "comm/comm.h"
+#include "comm/comm_int.h"
 
 static comm *world;
 static kern_dev *dev;
@@ -28,6 +28,7 @@ static void check_group(comm *group, int size)
     assert_int_equal(comm_rank(group), me - first);
     assert_int_equal(comm_ranks(group), size);
     assert_int_equal(comm_local_rank(group), comm_local_rank(world)); // one device a rank
+    assert_true(group->one_host); // however many ranks of the host are in other groups
     sum_ranks(group, first, size, 1 + first);
     assert_ok(comm_ctl_allgather(group, &me, sizeof me, all));
     for (int i = 0; i < size; i++)

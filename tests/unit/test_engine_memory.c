@@ -143,6 +143,11 @@ static void test_cuda(void **state)
         sum += use == KERN_USE_HOST ? 0 : cuda.bytes[use];
     assert_true(cuda.reserve > 0 && cuda.bytes[KERN_USE_HOST] > 0);
     assert_int_equal(cuda.total, sum);
+    // Two GPUs share two buffers of 128 x 8192 floats for the part of each.
+    rt_memory half;
+    plan_of(&o, 0, 2, &half);
+    assert_in_range(half.bytes[KERN_USE_WORKSPACE] - cuda.bytes[KERN_USE_WORKSPACE], 16 << 20,
+                    17 << 20);
     o.no_graph = true;
     rt_memory without;
     plan_of(&o, 0, 1, &without);
