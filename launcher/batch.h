@@ -85,6 +85,8 @@ rt_status app_desk_open(comm *c, const app_batch_args *args, app_batch_job *job,
 void app_desk_close(app_desk *desk);
 // Leaders' ranks, of groups of `size` ranks each.
 rt_status app_desk_set_groups(app_desk *desk, int groups, int size);
+// All engines are open: from now on time counts.
+void app_desk_begin(app_desk *desk);
 // Takes a record or a pulse.
 rt_status app_desk_take(app_desk *desk, int from, const Pb__BatchLetter *letter);
 // Hands out what the groups have room for. *over: the leaders were told to close.

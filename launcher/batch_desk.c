@@ -426,9 +426,7 @@ static rt_status open_all(app_desk *d, app_batch_job *job)
     RT_TRY(open_journal(d));
     d->counts.kept = app_journal_count(d->journal);
     d->counts.lines = app_input_requests(d->input);
-    RT_TRY(app_id_set_open(d->counts.lines, &d->ids));
-    app_batch_status_begin(d->args, &d->status);
-    return RT_OK;
+    return app_id_set_open(d->counts.lines, &d->ids);
 }
 
 rt_status app_desk_open(comm *c, const app_batch_args *args, app_batch_job *job, app_desk **out)
@@ -445,6 +443,11 @@ rt_status app_desk_open(comm *c, const app_batch_args *args, app_batch_job *job,
     }
     *out = d;
     return RT_OK;
+}
+
+void app_desk_begin(app_desk *d)
+{
+    app_batch_status_begin(d->args, &d->status);
 }
 
 rt_status app_desk_set_groups(app_desk *d, int groups, int size)

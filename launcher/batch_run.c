@@ -104,6 +104,8 @@ static bool is_over(const lead *l)
 
 static rt_status lead_group(lead *l)
 {
+    if (l->desk)
+        app_desk_begin(l->desk);
     while (!is_over(l)) {
         bool some, idle = true;
         RT_TRY(take_letters(l, &some));
