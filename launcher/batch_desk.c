@@ -272,6 +272,22 @@ rt_status app_desk_take(app_desk *d, int from, const Pb__BatchLetter *letter)
 
 // ---- losses --------------------------------------------------------------------------------
 
+// Its custom_id is in the input.
+static rt_status refuse_lost(app_desk *d, const app_item *item)
+{
+    rt_str text = {0};
+    app_batch_line line = {0};
+    rt_status status = app_input_read(d->input, item->offset, item->len, &text);
+    if (status == RT_OK)
+        status = app_batch_line_open(text.data, text.len, &line);
+    if (status == RT_OK)
+        status = refuse(d, item->line, line.custom_id, 500,
+                        "the ranks that answered it were lost, twice");
+    app_batch_line_close(&line);
+    rt_str_free(&text);
+    return status;
+}
+
 // What a lost group had is handed out again, before the window.
 static rt_status give_back(app_desk *d, desk_group *g)
 {
@@ -282,7 +298,7 @@ static rt_status give_back(app_desk *d, desk_group *g)
         if (++item->losses < LOSSES_MAX)
             RT_TRY(push(&d->returned, item));
         else
-            RT_TRY(refuse(d, item->line, NULL, 500, "the ranks that answered it were lost, twice"));
+            RT_TRY(refuse_lost(d, item));
     }
     if (!d->args->common.quiet)
         fprintf(stderr, "losa: group of rank %d: %zu requests are handed out again\n", g->leader,
