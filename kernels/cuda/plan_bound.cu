@@ -79,7 +79,7 @@ __device__ static void keep_bounds(const bound_tile<DIM> &t, const score_view &a
         const bool in = page < pages;
         const float top = warp_max(in ? s[r] : -CUDART_INF_F);
         const float sum = warp_sum(in ? power2(s[r] - top) : 0.0f);
-        const size_t at = (size_t)first_lane(a, blockIdx.z, kv_head) + lane;
+        const size_t at = lane_row(a, blockIdx.z, kv_head, lane);
         if (in)
             a.bounds[at * b.max_pages + page] = s[r];
         if (threadIdx.x % WARP == 0)

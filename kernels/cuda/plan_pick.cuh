@@ -10,7 +10,7 @@
 
 #include "kernels/cuda/common.cuh"
 
-enum { PICK_THREADS = 512, PICK_GROUPS = 64, PICK_BINS = 256, PICK_CANDIDATES = 512 };
+enum { PICK_THREADS = 256, PICK_GROUPS = 64, PICK_BINS = 256, PICK_CANDIDATES = 512 };
 
 // Keys order as the floats do; NaN, which no score should be, leads.
 __device__ inline unsigned order_key(float score)
@@ -173,27 +173,28 @@ __device__ inline void mark_by_radix(pick_shared &s, const float *score, int cou
     }
 }
 
-// Bitmap, in shared memory, of the pages that a row takes of [0, pages), pages >= 1; all
-// threads take part. The first and the last page are among them.
-__device__ inline void mark_row(pick_shared &s, const float *score, int pages, int budget,
-                                unsigned *bitmap)
+// Clears the bitmap but for the pages that every list has, the first and the last of [0, pages),
+// or all of them.
+__device__ inline void begin_bitmap(unsigned *bitmap, int pages, bool all)
 {
-    const int inner = pages - 2, need = budget - (pages > 1 ? 2 : 1);
-    const bool all = budget >= pages;
-    for (int w = threadIdx.x; w < (pages + WARP - 1) / WARP; w += PICK_THREADS) {
-        const int in = min(pages - w * WARP, (int)WARP);
-        bitmap[w] = all ? 0xffffffffu >> (WARP - in) : w == 0 ? 1u : 0u;
+    const int last = (pages - 1) / WARP;
+    for (int w = threadIdx.x; w <= last; w += PICK_THREADS) {
+        const unsigned ends = (w == 0 ? 1u : 0u) | (w == last ? 1u << (pages - 1) % WARP : 0u);
+        bitmap[w] = all ? 0xffffffffu >> (WARP - min(pages - w * WARP, (int)WARP)) : ends;
     }
     __syncthreads();
-    if (threadIdx.x == 0)
-        mark(bitmap, pages - 1);
-    if (!all && need > 0) {
-        gather(s, score, inner, need);
-        if (s.candidates <= PICK_CANDIDATES)
-            mark_candidates(s, need, bitmap);
-        else
-            mark_by_radix(s, score, inner, need, bitmap);
-    }
+}
+
+// Marks the best `need` pages between the first and the last of [0, pages), need < pages - 2;
+// all threads take part.
+__device__ __noinline__ static void mark_row(pick_shared &s, const float *score, int pages,
+                                             int need, unsigned *bitmap)
+{
+    gather(s, score, pages - 2, need);
+    if (s.candidates <= PICK_CANDIDATES)
+        mark_candidates(s, need, bitmap);
+    else
+        mark_by_radix(s, score, pages - 2, need, bitmap);
     __syncthreads();
 }
 

@@ -27,6 +27,7 @@ template <int DIM> struct scan_shared {
     page_stage<DIM> stage[STAGES][WARPS];
     uint4 q[TILES][DIM / SLICE][2][WARP]; // tile of 8 lanes, slice, half of 16 channels, thread
     float2 stats[LANES][WARPS];
+    int row[LANES]; // of bounds and stats
 };
 
 // What a block works at: a KV head of a segment, a run of pages.
@@ -34,6 +35,7 @@ struct scan_place {
     int seg, kv_head, lanes;
     int first, end; // pages of the run
     const int *rows;
+    int places; // rows that there can be
 };
 
 __device__ static unsigned shared_address(const void *p)
@@ -86,25 +88,57 @@ __device__ static unsigned scaled_pair(float x, float y, float scale)
     return *(const unsigned *)&two;
 }
 
-// Lanes [lane0, lane0 + LANES) as f16, zeros beyond the last.
+// What a thread loads of the lanes: eight channels at a time.
+template <int DIM> struct lane_loads {
+    static const int COUNT = (TILES * DIM + WARPS * WARP - 1) / (WARPS * WARP);
+    int row[COUNT]; // of the batch
+
+    __device__ static int lane(int i)
+    {
+        return (i * WARPS * WARP + (int)threadIdx.x) / (DIM / 8);
+    }
+    __device__ static int channel()
+    {
+        return (int)threadIdx.x % (DIM / 8) * 8;
+    }
+};
+
+// The rows of lanes from lane0 on; how many there are need not be known.
 template <int DIM>
-__device__ static void load_lanes(scan_shared<DIM> &t, const score_view &a, const scan_place &at,
-                                  int lane0, int tiles)
+__device__ static void find_rows(lane_loads<DIM> &l, const score_view &a, const scan_place &at,
+                                 int lane0)
 {
+#pragma unroll
+    for (int i = 0; i < lane_loads<DIM>::COUNT; i++)
+        l.row[i] = at.rows[min((lane0 + l.lane(i)) / a.group, at.places - 1)];
+}
+
+// Lanes [lane0, lane0 + 8 TILED) as f16, zeros beyond the last.
+template <int DIM, int TILED>
+__device__ static void load_lanes(scan_shared<DIM> &t, const lane_loads<DIM> &l,
+                                  const score_view &a, const scan_place &at, int lane0)
+{
+    const int count = (TILED * DIM + WARPS * WARP - 1) / (WARPS * WARP), c = l.channel();
     const float scale = a.scale * BOUND_SCALE;
-    for (int i = threadIdx.x; i < tiles * DIM; i += WARPS * WARP) {
-        const int lane = lane0 + i / (DIM / 8), c = i % (DIM / 8) * 8;
-        const int thread = i / (DIM / 8) % 8 * 4 + c % SLICE / BOUND_GROUP;
-        uint4 q = make_uint4(0, 0, 0, 0);
-        if (lane < at.lanes) {
-            const int head = at.kv_head * a.group + lane % a.group;
-            const float *from =
-                a.q + (size_t)at.rows[lane / a.group] * a.stride + (size_t)head * DIM + c;
-            const float4 x = *(const float4 *)from, y = *(const float4 *)(from + 4);
-            q = make_uint4(scaled_pair(x.x, x.y, scale), scaled_pair(x.z, x.w, scale),
-                           scaled_pair(y.x, y.y, scale), scaled_pair(y.z, y.w, scale));
-        }
-        t.q[i / DIM][c / SLICE][c % BOUND_GROUP / 8][thread] = q;
+    float4 x[count][2];
+#pragma unroll
+    for (int i = 0; i < count; i++) {
+        const int lane = lane0 + l.lane(i), head = at.kv_head * a.group + lane % a.group;
+        const float *from = a.q + (size_t)l.row[i] * a.stride + (size_t)head * DIM + c;
+        const bool in = lane < at.lanes;
+        x[i][0] = in ? *(const float4 *)from : make_float4(0, 0, 0, 0);
+        x[i][1] = in ? *(const float4 *)(from + 4) : make_float4(0, 0, 0, 0);
+    }
+    if (threadIdx.x < LANES)
+        t.row[threadIdx.x] = lane_row(a, blockIdx.z, at.kv_head, lane0 + threadIdx.x);
+#pragma unroll
+    for (int i = 0; i < count; i++) {
+        const int lane = l.lane(i), thread = lane % 8 * 4 + c % SLICE / BOUND_GROUP;
+        if (lane >= TILED * 8)
+            break;
+        t.q[lane / 8][c / SLICE][c % BOUND_GROUP / 8][thread] = make_uint4(
+            scaled_pair(x[i][0].x, x[i][0].y, scale), scaled_pair(x[i][0].z, x[i][0].w, scale),
+            scaled_pair(x[i][1].x, x[i][1].y, scale), scaled_pair(x[i][1].z, x[i][1].w, scale));
     }
 }
 
@@ -145,9 +179,9 @@ __device__ static void widen(unsigned (&out)[4], const uint4 (&bytes)[2], int i,
 }
 
 // d[n] += bounds of the warp's pages, lanes of tile n.
-template <int DIM>
-__device__ static void add_bounds(float (&d)[TILES][4], const page_stage<DIM> &m,
-                                  const scan_shared<DIM> &t, int tiles)
+template <int DIM, int TILED>
+__device__ static void add_bounds(float (&d)[TILED][4], const page_stage<DIM> &m,
+                                  const scan_shared<DIM> &t)
 {
     const int thread = threadIdx.x % WARP, row = thread / 4, quad = thread % 4;
 #pragma unroll 1 // code that runs once waits for its instructions
@@ -172,9 +206,7 @@ __device__ static void add_bounds(float (&d)[TILES][4], const page_stage<DIM> &m
                 widen(low[i], least, 2 * half + i, step, shift);
             }
 #pragma unroll
-            for (int n = 0; n < TILES; n++) {
-                if (n >= tiles)
-                    break;
+            for (int n = 0; n < TILED; n++) {
                 const uint4 q = t.q[n][s][half][thread];
                 multiply(d[n], high[0], above(q.x), above(q.y));
                 multiply(d[n], low[0], below(q.x), below(q.y));
@@ -187,27 +219,27 @@ __device__ static void add_bounds(float (&d)[TILES][4], const page_stage<DIM> &m
 
 // A thread's lanes: maximum and sum over the pages it met, of lane 2 (threadIdx.x % 4) + i of
 // tile n.
-struct lane_sums {
-    float top[TILES][2], sum[TILES][2];
+template <int TILED> struct lane_sums {
+    float top[TILED][2], sum[TILED][2];
 };
 
 // Stores the bounds of the thread's pages, page and page + 8, and folds them into its sums.
-__device__ static void keep_bounds(const float (&d)[TILES][4], lane_sums &s, float *bounds,
-                                   int max_pages, int page, int end, int lanes)
+template <int TILED>
+__device__ static void keep_bounds(const float (&d)[TILED][4], lane_sums<TILED> &s, float *bounds,
+                                   const int (&rows)[LANES], int max_pages, int page, int end,
+                                   int lanes)
 {
     const bool one = page < end, both = page + 8 < end;
 #pragma unroll
-    for (int n = 0; n < TILES; n++)
+    for (int n = 0; n < TILED; n++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int lane = n * 8 + threadIdx.x % 4 * 2 + i;
-            if (lane >= lanes)
-                continue;
-            float *to = bounds + (size_t)lane * max_pages + page;
+            float *to = bounds + (size_t)rows[lane] * max_pages + page;
             const float x = one ? d[n][i] : -CUDART_INF_F, y = both ? d[n][2 + i] : -CUDART_INF_F;
-            if (one)
+            if (one && lane < lanes)
                 to[0] = x;
-            if (both)
+            if (both && lane < lanes)
                 to[8] = y;
             const float top = fmaxf(s.top[n][i], fmaxf(x, y));
             const float base = top == -CUDART_INF_F ? 0.0f : top;
@@ -218,17 +250,15 @@ __device__ static void keep_bounds(const float (&d)[TILES][4], lane_sums &s, flo
 }
 
 // Joins the sums of the warp's threads, then of the block's warps.
-template <int DIM>
-__device__ static void keep_sums(scan_shared<DIM> &t, const lane_sums &s, const score_view &a,
-                                 float2 *stats, int lanes)
+template <int DIM, int TILED>
+__device__ static void keep_sums(scan_shared<DIM> &t, const lane_sums<TILED> &s,
+                                 const score_view &a, int lanes)
 {
     const int thread = threadIdx.x % WARP;
 #pragma unroll
-    for (int n = 0; n < TILES; n++)
+    for (int n = 0; n < TILED; n++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            if (n * 8 >= lanes)
-                break;
             const float2 all = join_lanes<4, WARP>(make_float2(s.top[n][i], s.sum[n][i]));
             if (thread < 4)
                 t.stats[n * 8 + thread * 2 + i][threadIdx.x / WARP] = all;
@@ -238,23 +268,24 @@ __device__ static void keep_sums(scan_shared<DIM> &t, const lane_sums &s, const 
         const int lane = i / WARPS;
         const float2 all = join_lanes<1, WARPS>(t.stats[lane][i % WARPS]);
         if (i % WARPS == 0 && lane < lanes)
-            stats[(size_t)lane * a.chunks + blockIdx.x] = all;
+            a.stats[(size_t)t.row[lane] * a.chunks + blockIdx.x] = all;
     }
 }
 
-// The run of pages for at most LANES lanes; the first rounds have been fetched.
-template <int DIM>
-__device__ static void scan_lanes(scan_shared<DIM> &t, const score_view &a, const batch_view &b,
-                                  const scan_place &at, int lane0)
+// The run of pages for lanes from lane0 on, at most 8 TILED; the first rounds have been
+// fetched.
+template <int DIM, int TILED>
+__device__ static void scan_lanes(scan_shared<DIM> &t, const lane_loads<DIM> &l,
+                                  const score_view &a, const batch_view &b, const scan_place &at,
+                                  int lane0)
 {
-    const int lanes = min(at.lanes - lane0, (int)LANES), tiles = (lanes + 7) / 8;
-    const size_t first = (size_t)first_lane(a, blockIdx.z, at.kv_head) + lane0;
+    const int lanes = min(at.lanes - lane0, TILED * 8);
     const int warp = threadIdx.x / WARP, row = threadIdx.x % WARP / 4;
-    load_lanes(t, a, at, lane0, tiles);
+    load_lanes<DIM, TILED>(t, l, a, at, lane0);
     __syncthreads();
-    lane_sums sums;
+    lane_sums<TILED> sums;
 #pragma unroll
-    for (int n = 0; n < TILES; n++)
+    for (int n = 0; n < TILED; n++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             sums.top[n][i] = -CUDART_INF_F;
@@ -265,14 +296,14 @@ __device__ static void scan_lanes(scan_shared<DIM> &t, const score_view &a, cons
         page_stage<DIM> &stage = t.stage[round % stages][warp];
         asm volatile("cp.async.wait_group %0;\n" ::"n"(stages - 1));
         __syncwarp();
-        float d[TILES][4] = {};
-        add_bounds(d, stage, t, tiles);
+        float d[TILED][4] = {};
+        add_bounds(d, stage, t);
         __syncwarp();
         fetch(stage, a, b, at, round + stages);
-        keep_bounds(d, sums, a.bounds + first * b.max_pages, b.max_pages,
+        keep_bounds(d, sums, a.bounds, t.row, b.max_pages,
                     at.first + (round * WARPS + warp) * TILE + row, at.end, lanes);
     }
-    keep_sums(t, sums, a, a.stats + first * a.chunks, lanes);
+    keep_sums(t, sums, a, lanes);
 }
 
 template <int DIM>
@@ -296,14 +327,25 @@ __global__ void __launch_bounds__(WARPS *WARP, 2)
     at.first = blockIdx.x * a.span;
     at.end = min(at.first + a.span, pages);
     at.rows = p.act_rows + row0;
+    at.places = max(b.seg_row0[at.seg + 1] - row0, 1);
     if (settled)
         fetch_first(t, a, b, at);
     begin_kernel();
+    lane_loads<DIM> loads;
+    if (at.first < pages)
+        find_rows(loads, a, at, 0);
     at.lanes = at.first < pages ? min(p.act_count[at.seg], p.act_cap) * a.group : 0;
     for (int lane = 0; lane < at.lanes; lane += LANES) {
+        if (lane > 0) {
+            __syncthreads();
+            find_rows(loads, a, at, lane);
+        }
         if (lane > 0 || !settled)
             fetch_first(t, a, b, at);
-        scan_lanes(t, a, b, at, lane);
+        if (at.lanes - lane > 3 * 8) // without tests on the way, which keep threads waiting
+            scan_lanes<DIM, TILES>(t, loads, a, b, at, lane);
+        else
+            scan_lanes<DIM, 3>(t, loads, a, b, at, lane);
     }
     asm volatile("cp.async.wait_all;\n");
 }

@@ -16,7 +16,7 @@ score_view score_view_of(const kern_cuda_ctx *ctx, const kern_page_score_args *a
     v.kv_heads = a->kv.kv_heads;
     v.dim = a->kv.head_dim;
     v.group = a->heads / a->kv.kv_heads;
-    v.lanes = a->plan->act_cap * v.group;
+    v.act_cap = a->plan->act_cap;
     v.scale = a->scale * 1.44269504f;
     v.score = ptr<float>(a->score);
     v.score_lists = a->score_lists;
@@ -29,7 +29,8 @@ score_view score_view_of(const kern_cuda_ctx *ctx, const kern_page_score_args *a
 
 size_t score_bytes(const score_view &v, int max_pages)
 {
-    return (size_t)v.kv_heads * v.lanes * (v.chunks * sizeof(float2) + max_pages * sizeof(float));
+    const size_t row = v.chunks * sizeof(float2) + max_pages * sizeof(float);
+    return ((size_t)v.act_cap * v.heads * row + 15) / 16 * 16;
 }
 
 int launch_bounds(const kern_cuda_ctx *ctx, const kern_page_score_args *a, score_view &v, int segs)
@@ -37,32 +38,36 @@ int launch_bounds(const kern_cuda_ctx *ctx, const kern_page_score_args *a, score
     const batch_view b = view(a->batch);
     const plan_view p = view(a->plan, a->batch);
     v.stats = (float2 *)ctx->workspace;
-    v.bounds = (float *)(v.stats + (size_t)segs * v.kv_heads * v.lanes * v.chunks);
+    v.bounds = (float *)(v.stats + (size_t)segs * v.act_cap * v.heads * v.chunks);
     return v.kstep ? launch_bounds_narrow(ctx, v, b, p, segs, a->batch->write_rows == 0)
                    : launch_bounds_f32(ctx, v, b, p, segs);
 }
 
-// Adds the shares of a list's heads, and clears what no row, page or local list has. A
-// thread takes a page; block (pages, place of a list, segment).
+// Adds the shares of a list's heads, and clears what no row, page or local list has. Block
+// (run of pages, place of a list, segment).
 __global__ void __launch_bounds__(SHARE_THREADS)
     share_kernel(score_view a, batch_view b, plan_view p)
 {
-    extern __shared__ lane_total total[]; // [heads of a list]
+    extern __shared__ float2 total[]; // [heads of a list]
+    __shared__ share_parts parts;
     begin_kernel();
-    const int first = blockIdx.x * SHARE_THREADS, page = first + (int)threadIdx.x;
+    const int first = blockIdx.x * SHARE_RUN, page = first + (int)threadIdx.x;
     const int place = blockIdx.y % p.act_cap, list = blockIdx.y / p.act_cap;
     const int seg = a.seg0 + blockIdx.z;
     int pages, head0;
     const int rows = active_rows(b, p, seg, &pages), heads = heads_of_list(a, list, &head0);
     float sum = 0.0f;
     if (place < rows && first < pages && heads > 0) {
-        total_lanes(a, place, head0, heads, (pages + a.span - 1) / a.span, total);
-        if (page < pages)
-            sum = add_shares(a, b.max_pages, heads, page, total);
+        const share_row row = {((int)blockIdx.z * p.act_cap + place) * a.heads + head0, heads,
+                               pages, (pages + a.span - 1) / a.span};
+        share_inputs in;
+        fetch_shares(in, a, b.max_pages, row, first);
+        total_heads(in, a, row, total);
+        sum = add_shares(parts, in, a, b.max_pages, row, first, total);
     }
-    if (page < b.max_pages)
+    if (threadIdx.x < SHARE_RUN && page < b.max_pages)
         a.score[(((size_t)seg * a.score_lists + list) * p.act_cap + place) * b.max_pages + page] =
-            sum;
+            page < pages ? sum : 0.0f;
 }
 
 extern "C" int kern_cuda_launch_page_score(const kern_cuda_ctx *ctx, const kern_page_score_args *a)
@@ -78,11 +83,11 @@ extern "C" int kern_cuda_launch_page_score(const kern_cuda_ctx *ctx, const kern_
     const int heads = v.score_lists == 1 ? v.heads : v.group;
     for (v.seg0 = 0; v.seg0 < b.scan_segs; v.seg0 += fit) {
         const int segs = b.scan_segs - v.seg0 < fit ? b.scan_segs - v.seg0 : fit;
-        const dim3 grid(blocks_of(b.max_pages, SHARE_THREADS), v.score_lists * p.act_cap, segs);
+        const dim3 grid(blocks_of(b.max_pages, SHARE_RUN), v.score_lists * p.act_cap, segs);
         int error = launch_bounds(ctx, a, v, segs);
         if (!error)
-            error = enqueue(ctx, share_kernel, grid, SHARE_THREADS, heads * sizeof(lane_total), v,
-                            b, p);
+            error =
+                enqueue(ctx, share_kernel, grid, SHARE_THREADS, heads * sizeof(float2), v, b, p);
         if (error)
             return error;
     }

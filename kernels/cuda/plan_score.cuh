@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the kernels of page scores share. The lanes of a KV head are its query heads in
-// every active row: lane = place * group + head, place among the active rows.
+// every active row: lane = place * group + head, place among the active rows. What they leave
+// is kept by row and query head.
 #ifndef KERNELS_CUDA_PLAN_SCORE_CUH
 #define KERNELS_CUDA_PLAN_SCORE_CUH
 
@@ -10,13 +11,12 @@ struct score_view {
     const float *q;
     const void *kmin, *kmax;
     const unsigned char *kstep;
-    int stride, heads, kv_heads, dim, group;
+    int stride, heads, kv_heads, dim, group, act_cap;
     float scale;      // with log2(e): shares are powers of two
     int seg0;         // first segment of this launch
-    int lanes;        // of a KV head, at most
-    int span, chunks; // pages of a run whose sum is kept, and runs
-    float *bounds;    // [segs, kv_heads, lanes, max_pages]
-    float2 *stats;    // [segs, kv_heads, lanes, chunks]: maximum and sum of a run
+    int span, chunks; // pages of a chunk whose sum is kept, and chunks
+    float *bounds;    // [segs, act_cap, heads, max_pages]
+    float2 *stats;    // [segs, act_cap, heads, chunks]: maximum and sum of a chunk
     float *score;     // [scan_segs, score_lists, act_cap, max_pages]
     int score_lists, list0;
 };
@@ -29,10 +29,10 @@ __device__ inline int active_rows(const batch_view &b, const plan_view &p, int s
     return count;
 }
 
-// First lane of a KV head in bounds and stats; seg counts from seg0.
-__device__ inline int first_lane(const score_view &a, int seg, int kv_head)
+// Where a lane of a KV head lies in bounds and stats; seg counts from seg0.
+__device__ inline int lane_row(const score_view &a, int seg, int kv_head, int lane)
 {
-    return (seg * a.kv_heads + kv_head) * a.lanes;
+    return (seg * a.act_cap + lane / a.group) * a.heads + kv_head * a.group + lane % a.group;
 }
 
 // 2^x; results below the normal numbers are 0.
@@ -66,14 +66,11 @@ template <int FIRST, int END> __device__ inline float2 join_lanes(float2 x)
 
 // ---- shares ---------------------------------------------------------------------
 
-enum { SHARE_THREADS = 512, SHARE_TEAM = 16 };
+enum { SHARE_RUN = 128, SHARE_PARTS = 2, SHARE_THREADS = SHARE_RUN * SHARE_PARTS, SHARE_TEAM = 8 };
 
-// A head of a list: its lane in bounds and stats, maximum, and 1 / sum.
-struct __align__(16) lane_total
-{
-    int lane;
-    float top, scale;
-    int spare;
+// Sums of a run of pages, of every other head.
+struct share_parts {
+    float sum[SHARE_PARTS][SHARE_RUN];
 };
 
 // Query heads of a list; 0 if it is not one of this rank's.
@@ -84,36 +81,98 @@ __device__ inline int heads_of_list(const score_view &a, int list, int *head0)
     return *head0 >= 0 && *head0 + heads <= a.heads ? heads : 0;
 }
 
-// Totals of the heads of a list over all runs: a team of threads each.
-__device__ inline void total_lanes(const score_view &a, int place, int head0, int heads, int runs,
-                                   lane_total *total)
+// What a thread needs of a run of pages to make shares: the bounds of its page for the first
+// of its heads, and maximum and sum of the first of its team's chunks.
+enum { SHARE_AHEAD = 16, STATS_AHEAD = 2 };
+struct share_inputs {
+    float bound[SHARE_AHEAD];
+    float2 stat[STATS_AHEAD];
+};
+
+// The heads of a row that a list adds up: `row` is the first in bounds and stats.
+struct share_row {
+    int row, heads;
+    int pages, chunks; // of the prefix
+};
+
+__device__ inline void fetch_bounds(float (&x)[SHARE_AHEAD], const score_view &a, int max_pages,
+                                    const share_row &r, int first, int head0)
+{
+    const int page = min(first + (int)threadIdx.x % SHARE_RUN, r.pages - 1);
+    const unsigned size = max_pages * sizeof(float); // of a row; all of them are below 4 GB
+    const unsigned last = (r.row + r.heads - 1) * size + page * sizeof(float);
+    unsigned at = (r.row + head0) * size + page * sizeof(float);
+#pragma unroll
+    for (int i = 0; i < SHARE_AHEAD; i++) { // heads that there are not get the last one's
+        x[i] = *(const float *)((const char *)a.bounds + min(at, last));
+        at += SHARE_PARTS * size;
+    }
+}
+
+__device__ inline float2 fetch_stat(const score_view &a, const share_row &r, int head, int chunk)
+{
+    return chunk < r.chunks ? a.stats[((size_t)r.row + head) * a.chunks + chunk]
+                            : make_float2(-CUDART_INF_F, 0.0f);
+}
+
+__device__ inline void fetch_shares(share_inputs &in, const score_view &a, int max_pages,
+                                    const share_row &r, int first)
+{
+    fetch_bounds(in.bound, a, max_pages, r, first, threadIdx.x / SHARE_RUN);
+#pragma unroll
+    for (int i = 0; i < STATS_AHEAD; i++)
+        in.stat[i] = fetch_stat(a, r, min((int)threadIdx.x / SHARE_TEAM, r.heads - 1),
+                                threadIdx.x % SHARE_TEAM + i * SHARE_TEAM);
+}
+
+// Maximum and 1 / sum of the row's heads over all chunks: a team of threads each.
+__device__ inline void total_heads(const share_inputs &in, const score_view &a, const share_row &r,
+                                   float2 *total)
 {
     const int team = threadIdx.x / SHARE_TEAM, member = threadIdx.x % SHARE_TEAM;
-    for (int base = 0; base < heads; base += SHARE_THREADS / SHARE_TEAM) {
-        const int head = head0 + min(base + team, heads - 1);
-        const int lane =
-            first_lane(a, blockIdx.z, head / a.group) + place * a.group + head % a.group;
+    for (int base = 0; base < r.heads; base += SHARE_THREADS / SHARE_TEAM) {
+        const int head = min(base + team, r.heads - 1);
+        int c = member;
         float2 sum = make_float2(-CUDART_INF_F, 0.0f);
-        for (int c = member; c < runs; c += SHARE_TEAM)
-            sum = join_sums(sum, a.stats[(size_t)lane * a.chunks + c]);
+        if (base == 0) {
+            sum = join_sums(in.stat[0], in.stat[1]);
+            c += STATS_AHEAD * SHARE_TEAM;
+        }
+        for (; c < r.chunks; c += SHARE_TEAM)
+            sum = join_sums(sum, fetch_stat(a, r, head, c));
         sum = join_lanes<1, SHARE_TEAM>(sum);
-        if (member == 0 && base + team < heads)
-            total[base + team] = lane_total{lane, sum.x, 1.0f / sum.y, 0};
+        if (member == 0 && base + team < r.heads)
+            total[base + team] = make_float2(sum.x, __fdividef(1.0f, sum.y));
     }
     __syncthreads();
 }
 
-// The sum of the heads' shares of a page, in order.
-__device__ inline float add_shares(const score_view &a, int max_pages, int heads, int page,
-                                   const lane_total *total)
+// The sum of the shares of the row's heads of page `first` + threadIdx.x, which is in the
+// prefix: the result of the first SHARE_RUN threads. All take part; the order of the sum is
+// the same in every call.
+__device__ inline float add_shares(share_parts &s, share_inputs &in, const score_view &a,
+                                   int max_pages, const share_row &r, int first,
+                                   const float2 *total)
 {
+    const int part = threadIdx.x / SHARE_RUN, at = threadIdx.x % SHARE_RUN;
     float sum = 0.0f;
-#pragma unroll 16
-    for (int i = 0; i < heads; i++) {
-        const lane_total t = total[i];
-        sum += power2(a.bounds[(size_t)t.lane * max_pages + page] - t.top) * t.scale;
+    for (int base = 0; base < r.heads; base += SHARE_AHEAD * SHARE_PARTS) {
+        if (base > 0)
+            fetch_bounds(in.bound, a, max_pages, r, first, base + part);
+#pragma unroll
+        for (int i = 0; i < SHARE_AHEAD; i++) {
+            const int head = base + part + i * SHARE_PARTS;
+            if (head < r.heads)
+                sum += power2(in.bound[i] - total[head].x) * total[head].y;
+        }
     }
-    return sum;
+    s.sum[part][at] = sum;
+    __syncthreads();
+    float all = 0.0f;
+#pragma unroll
+    for (int i = 0; i < SHARE_PARTS; i++)
+        all += s.sum[i][at];
+    return all;
 }
 
 // ---- launches -------------------------------------------------------------------

@@ -1,70 +1,205 @@
 // SPDX-License-Identifier: Apache-2.0
-// Choice of pages. A block marks the best pages of one active row in a bitmap; the block
-// that ends last joins the rows' bitmaps, the kept list and the first and last page,
-// writes the list and counts what it costs. Kept lists by mass are one such row.
+// Choice of pages. The blocks of a list share out the pieces of its rows: they put the best of
+// each in order. The one that ends last merges them, a warp each row, and adds the kept list and
+// the first and last page; it writes the list and counts what it costs. Rows that take
+// many pages are chosen there from all scores, one after the other.
 //
-// Where nobody else adds to the scores (page_plan), the same kernel makes them first, from
-// the bounds of plan_scan.cu: several blocks share a row, and the last of them goes on.
-#include "kernels/cuda/plan_pick.cuh"
+// Where nobody else adds to the scores (page_plan), the blocks make them first, from the
+// bounds of plan_scan.cu.
+#include "kernels/cuda/plan_best.cuh"
 #include "kernels/cuda/plan_score.cuh"
 
+static_assert((int)RUN == (int)SHARE_RUN && (int)PICK_THREADS == (int)SHARE_THREADS,
+              "ranked where they are made");
+
+enum { BLOCKS_AT_ONCE = 3 }; // on a multiprocessor
+
 struct select_view {
-    const float *score; // [scan_segs, score_lists, act_cap, max_pages]
+    float *score; // [scan_segs, score_lists, act_cap, max_pages]
     kern_page_choice choice[KERN_SEG_KINDS];
     const int *kept_pages, *kept_count;
     int kept_lists, kept_cap;
     int score_lists, list0;
     int seg0;          // first segment of this launch
-    int words;         // of a bitmap
-    unsigned *bitmap;  // [segs, lists, act_cap, words]
-    unsigned *arrived; // [segs, lists, 1 + act_cap]: rows, then blocks of a row
+    int runs;          // of pages in a piece
+    bool merged;       // the best of a piece are one list, not one of each run
+    int row_lists;     // of a row, at most; no more than BEST_LISTS
+    ranked_page *best; // [segs, lists, act_cap, row_lists, BEST_MOST]
+    unsigned *arrived; // [segs, lists] blocks
     unsigned long long *counts;
+};
+
+struct select_shared {
+    share_parts parts;
+    unsigned key[RUN];
+    pick_shared pick;
 };
 
 // The list of a segment that the block works for.
 struct select_place {
     int seg, list;
     int entry; // of lists and page counts
-    int local; // of bitmaps and arrivals
-    int active, prefix, pages;
-    int rows; // that scan
+    int local; // of best pages and arrivals
+    int prefix, pages;
+    bool all;         // its rows take all pages
+    int need;         // pages that a row takes by score, else
+    int pieces;       // of a row
+    int active, rows; // rows that read, and that take pages by score
     kern_page_choice choice;
+
+    __device__ bool many() const // more than lists of the best hold
+    {
+        return need >= BEST_MOST;
+    }
 };
 
 // True in the block that comes last of `count`; it sees what the others wrote.
 __device__ static bool comes_last(unsigned *arrived, int count)
 {
     __shared__ bool last;
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        last = atomicAdd(arrived, 1u) == (unsigned)count - 1;
+        unsigned before;
+        asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;\n"
+                     : "=r"(before)
+                     : "l"(arrived)
+                     : "memory");
+        last = before == (unsigned)count - 1;
         if (last)
             *arrived = 0;
-        __threadfence();
     }
     __syncthreads();
     return last;
 }
 
-// The union of the rows' bitmaps, the kept list, and the first and last page.
-__device__ static void join_rows(const select_view &a, const plan_view &p, const select_place &at,
-                                 int slot, unsigned *bitmap)
+// What the batch says of a list: all but the rows, of which the plan tells.
+__device__ static select_place find_place(const select_view &a, const batch_view &b, int lists,
+                                          int seg, int list)
 {
-    const unsigned *rows = a.bitmap + (size_t)at.local * p.act_cap * a.words;
-    for (int w = threadIdx.x; w < (at.pages + WARP - 1) / WARP; w += PICK_THREADS) {
-        unsigned word = w == 0 ? 1u : 0u;
-        if (w == (at.pages - 1) / WARP)
-            word |= 1u << (at.pages - 1) % WARP;
-#pragma unroll 8
-        for (int i = 0; i < at.rows; i++)
-            word |= __ldcg(rows + (size_t)i * a.words + w);
-        bitmap[w] = word;
-    }
+    select_place at = {seg, list};
+    at.entry = seg * lists + list;
+    at.local = at.entry - a.seg0 * lists;
+    const int row = b.seg_row0[seg]; // a segment is one block, or empty
+    at.prefix = row < b.seg_row0[seg + 1] ? b.prefix(row) : 0;
+    at.pages = b.pages_of(at.prefix);
+    at.choice = a.choice[b.seg_kind[seg]];
+    const int budget = plan_budget(at.choice.top, at.pages);
+    const bool scans = seg < b.scan_segs && at.choice.top > 0;
+    at.all = scans && budget >= at.pages;
+    at.need = scans && !at.all ? budget - 2 : 0;
+    at.pieces = (at.pages + a.runs * RUN - 1) / (a.runs * RUN);
+    return at;
+}
+
+__device__ static float *scores_of(const select_view &a, const batch_view &b, const plan_view &p,
+                                   const select_place &at, int place)
+{
+    const size_t entry = (size_t)at.seg * a.score_lists + a.list0 + at.list;
+    return a.score + (entry * p.act_cap + place) * b.max_pages;
+}
+
+__host__ __device__ static size_t totals_bytes(int heads)
+{
+    return (heads * sizeof(float2) + 15) / 16 * 16;
+}
+
+// ---- pieces -----------------------------------------------------------------------
+
+// What is asked of a block: a piece of a row.
+struct select_piece {
+    int place, first, runs; // first page
+    share_row row;          // of bounds, if there are any
+    ranked_page *best;      // its lists
+};
+
+__device__ static select_piece find_piece(const score_view &v, const select_view &a,
+                                          const plan_view &p, const select_place &at, int item)
+{
+    select_piece to;
+    const int pieces = max(at.pieces, 1), piece = item % pieces, run0 = piece * a.runs;
+    to.place = min(item / pieces, p.act_cap - 1); // an item may be none of this list's
+    to.first = run0 * RUN;
+    to.runs = min(a.runs, (at.pages - to.first + RUN - 1) / RUN);
+    const size_t place = (size_t)at.local * p.act_cap + to.place;
+    to.best = a.best + (place * a.row_lists + (a.merged ? piece : run0)) * BEST_MOST;
+    int head0;
+    to.row.heads = v.bounds ? heads_of_list(v, a.list0 + at.list, &head0) : 0;
+    to.row.pages = at.pages;
+    if (!v.bounds)
+        return to;
+    to.row.row = ((at.seg - a.seg0) * p.act_cap + to.place) * v.heads + head0;
+    to.row.chunks = (at.pages + v.span - 1) / v.span;
+    return to;
+}
+
+// The best pages of a run in order, from its scores, which the first RUN threads have.
+__device__ static void rank_scores(select_shared &s, const select_place &at, float score, int first,
+                                   ranked_page *out)
+{
+    const int page = first + (int)threadIdx.x;
+    if (threadIdx.x < RUN)
+        s.key[threadIdx.x] = page > 0 && page < at.pages - 1 ? ranked_key(score) : (unsigned)NO_KEY;
     __syncthreads();
+    rank_run(s.key, first, at.need, out);
+}
+
+// The runs of a piece: their scores, made of bounds if there are any, and the best of them.
+// `in` is of the first run, and what the next one needs is fetched before this one is ranked.
+__device__ static void take_piece(select_shared &s, const score_view &v, const select_view &a,
+                                  const batch_view &b, const plan_view &p, const select_place &at,
+                                  const select_piece &piece, share_inputs in, char *memory)
+{
+    float2 *total = (float2 *)memory;
+    ranked_page *lists = a.merged ? (ranked_page *)(memory + totals_bytes(v.heads)) : piece.best;
+    float *scores = scores_of(a, b, p, at, piece.place);
+    if (v.bounds)
+        total_heads(in, v, piece.row, total);
+    for (int i = 0; i < piece.runs; i++) {
+        const int first = piece.first + i * RUN, page = first + (int)threadIdx.x;
+        const bool mine = threadIdx.x < RUN && page < at.pages;
+        float score = mine && !v.bounds ? scores[page] : 0.0f;
+        if (v.bounds)
+            score = add_shares(s.parts, in, v, b.max_pages, piece.row, first, total);
+        if (v.bounds && mine && at.many())
+            scores[page] = score;
+        if (v.bounds && i + 1 < piece.runs)
+            fetch_shares(in, v, b.max_pages, piece.row, first + RUN);
+        if (!at.many())
+            rank_scores(s, at, score, first, lists + i * BEST_MOST);
+        __syncthreads();
+    }
+    if (!a.merged || at.many())
+        return;
+    ranked_page *best = piece.best;
+    if (threadIdx.x < WARP)
+        merge_lists(lists, piece.runs, at.need, [=](int rank, ranked_page x) { best[rank] = x; });
+    __syncthreads();
+}
+
+// ---- the list -----------------------------------------------------------------------
+
+// Marks what the rows take.
+__device__ static void mark_rows(select_shared &s, const select_view &a, const batch_view &b,
+                                 const plan_view &p, const select_place &at, unsigned *bitmap)
+{
+    const ranked_page *best = a.best + (size_t)at.local * p.act_cap * a.row_lists * BEST_MOST;
+    const int lists = a.merged ? at.pieces : (at.pages + RUN - 1) / RUN;
+    for (int place = 0; at.many() && place < at.rows; place++)
+        mark_row(s.pick, scores_of(a, b, p, at, place), at.pages, at.need, bitmap);
+    for (int place = threadIdx.x / WARP; !at.many() && place < at.rows;
+         place += PICK_THREADS / WARP)
+        merge_lists(best + (size_t)place * a.row_lists * BEST_MOST, lists, at.need,
+                    [=](int, ranked_page x) { mark(bitmap, x.page); });
+    __syncthreads();
+}
+
+// Marks the pages of the kept list.
+__device__ static void mark_kept(const select_view &a, const batch_view &b, const select_place &at,
+                                 unsigned *bitmap)
+{
     if (!at.choice.kept || !a.kept_pages)
         return;
-    const size_t kept = (size_t)slot * a.kept_lists + at.list;
+    const size_t kept = (size_t)(b.seg_slot ? b.seg_slot[at.seg] : 0) * a.kept_lists + at.list;
     for (int i = threadIdx.x; i < a.kept_count[kept]; i += PICK_THREADS) {
         const int page = a.kept_pages[kept * a.kept_cap + i];
         if (page < at.pages)
@@ -78,136 +213,100 @@ __device__ static void add(unsigned long long *counter, int x)
     atomicAdd(counter, (unsigned long long)x);
 }
 
-// Adds the reading of this list to the segment's counters, as the CPU does.
+// Adds the reading of this list to the segment's counters, as the CPU does. The last page of
+// the prefix is in every list.
 __device__ static void count_list(const select_view &a, const batch_view &b, const select_place &at,
-                                  const int *list, int listed)
+                                  int listed)
 {
     unsigned long long *count = a.counts + (size_t)at.seg * KERN_COUNT_N;
+    const int last = at.pages - 1;
     add(&count[KERN_COUNT_PREFIX], at.prefix);
     if (at.list == 0)
         add(&count[KERN_COUNT_ACTIVE], at.active);
     if (at.active == 0)
         return;
-    add(&count[KERN_COUNT_READ], list_tokens(b, list, listed, at.prefix));
+    if (listed > 0)
+        add(&count[KERN_COUNT_READ], (listed - 1) * b.page + b.page_tokens(last, at.prefix));
     add(&count[KERN_COUNT_SCANNED], at.seg < b.scan_segs ? at.pages : 0);
     add(&count[KERN_COUNT_UNION], listed);
     add(&count[KERN_COUNT_BUDGET], plan_budget(at.choice.budget, at.pages));
 }
 
-// What the batch says of a list, and then what the plan does.
-__device__ static select_place find_place(const select_view &a, const batch_view &b, int lists,
-                                          int seg, int list)
-{
-    select_place at = {seg, list};
-    at.entry = seg * lists + list;
-    at.local = at.entry - a.seg0 * lists;
-    const int row = b.seg_row0[seg]; // a segment is one block, or empty
-    at.prefix = row < b.seg_row0[seg + 1] ? b.prefix(row) : 0;
-    at.choice = a.choice[b.seg_kind[seg]];
-    return at;
-}
-
-__device__ static void find_active(const batch_view &b, const plan_view &p, select_place &at)
-{
-    at.active = p.act_count[at.seg];
-    at.pages = at.active > 0 ? b.pages_of(at.prefix) : 0;
-    const bool scans = at.seg < b.scan_segs && at.choice.top > 0 && at.pages > 0;
-    at.rows = scans ? min(at.active, p.act_cap) : 0;
-}
-
-// Marks the pages of a row in its bitmap.
-__device__ static void take_row(pick_shared &s, const select_view &a, const batch_view &b,
-                                const plan_view &p, const select_place &at, int place,
-                                unsigned *bitmap)
-{
-    const size_t entry = (size_t)at.seg * a.score_lists + a.list0 + at.list;
-    mark_row(s, a.score + (entry * p.act_cap + place) * b.max_pages, at.pages,
-             plan_budget(at.choice.top, at.pages), bitmap);
-    unsigned *out = a.bitmap + ((size_t)at.local * p.act_cap + place) * a.words;
-    for (int w = threadIdx.x; w < (at.pages + WARP - 1) / WARP; w += PICK_THREADS)
-        out[w] = bitmap[w];
-}
-
-// Waits for the other rows of the list; the last one ends it.
-__device__ static void end_list(pick_shared &s, const select_view &a, const batch_view &b,
+// Writes the list and counts what it costs.
+__device__ static void end_list(select_shared &s, const select_view &a, const batch_view &b,
                                 const plan_view &p, const select_place &at, unsigned *bitmap)
 {
-    if (at.rows > 1 && !comes_last(a.arrived + at.local * (1 + p.act_cap), at.rows))
+    int count = 0;
+    if (at.active > 0 && at.pages > 0) {
+        begin_bitmap(bitmap, at.pages, at.all);
+        mark_rows(s, a, b, p, at, bitmap);
+        mark_kept(a, b, at, bitmap);
+        count = write_list(s.pick, bitmap, at.pages, p.pages + (size_t)at.entry * b.max_pages);
+    }
+    if (threadIdx.x > 0)
         return;
-    int *list = p.pages + (size_t)at.entry * b.max_pages, count = 0;
-    if (at.pages > 0) {
-        join_rows(a, p, at, b.seg_slot ? b.seg_slot[at.seg] : 0, bitmap);
-        count = write_list(s, bitmap, at.pages, list);
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        p.page_count[at.entry] = count;
-        if (a.counts)
-            count_list(a, b, at, list, count);
-    }
+    p.page_count[at.entry] = count;
+    if (a.counts)
+        count_list(a, b, at, count);
 }
 
-// Block (place of an active row, list, segment).
-__global__ void __launch_bounds__(PICK_THREADS, 1)
-    select_kernel(select_view a, batch_view b, plan_view p)
-{
-    extern __shared__ __align__(16) unsigned bitmap[];
-    __shared__ pick_shared s;
-    select_place at = find_place(a, b, p.lists, a.seg0 + blockIdx.z, blockIdx.y);
-    begin_kernel();
-    find_active(b, p, at);
-    if ((int)blockIdx.x >= max(at.rows, 1))
-        return;
-    if (at.rows > 0)
-        take_row(s, a, b, p, at, blockIdx.x, bitmap);
-    end_list(s, a, b, p, at, bitmap);
-}
-
-// Block (run of pages, place of an active row and list, segment). Its first part is
-// plan_score.cu's share_kernel.
-__global__ void __launch_bounds__(PICK_THREADS, 1)
+// Block (share of the pieces, list, segment). What the batch says is looked up, and what the
+// first piece needs is fetched, before it is known how many rows there are.
+__global__ void __launch_bounds__(PICK_THREADS, BLOCKS_AT_ONCE)
     plan_kernel(score_view v, select_view a, batch_view b, plan_view p)
 {
-    extern __shared__ __align__(16) unsigned bitmap[]; // before: totals of the heads
-    __shared__ pick_shared s;
-    const int list = blockIdx.y / p.act_cap, place = blockIdx.y % p.act_cap;
-    select_place at = find_place(a, b, p.lists, a.seg0 + blockIdx.z, list);
+    extern __shared__ __align__(16) char memory[]; // totals and lists of a piece; then a bitmap
+    __shared__ select_shared s;
+    select_place at = find_place(a, b, p.lists, a.seg0 + blockIdx.z, blockIdx.y);
+    select_piece piece = find_piece(v, a, p, at, blockIdx.x);
     begin_kernel();
-    find_active(b, p, at);
-    const int runs = (at.pages + PICK_THREADS - 1) / PICK_THREADS;
-    if (place >= max(at.rows, 1) || (int)blockIdx.x >= max(at.rows > 0 ? runs : 1, 1))
+    at.active = p.act_count[at.seg];
+    share_inputs in;
+    if (v.bounds && at.need > 0)
+        fetch_shares(in, v, b.max_pages, piece.row, piece.first);
+    at.rows = at.need > 0 ? min(at.active, p.act_cap) : 0;
+    const int items = at.rows * at.pieces, blocks = min(items, (int)gridDim.x);
+    if ((int)blockIdx.x >= max(blocks, 1))
         return;
-    if (at.rows > 0) {
-        lane_total *total = (lane_total *)bitmap;
-        const int page = blockIdx.x * PICK_THREADS + (int)threadIdx.x;
-        int head0;
-        const int heads = heads_of_list(v, a.list0 + list, &head0);
-        total_lanes(v, place, head0, heads, (at.pages + v.span - 1) / v.span, total);
-        if (page < at.pages) {
-            const size_t entry = (size_t)at.seg * a.score_lists + a.list0 + list;
-            v.score[(entry * p.act_cap + place) * b.max_pages + page] =
-                add_shares(v, b.max_pages, heads, page, total);
+    for (int item = blockIdx.x; item < items; item += gridDim.x) {
+        if (item != (int)blockIdx.x) {
+            piece = find_piece(v, a, p, at, item);
+            if (v.bounds)
+                fetch_shares(in, v, b.max_pages, piece.row, piece.first);
         }
-        if (!comes_last(a.arrived + at.local * (1 + p.act_cap) + 1 + place, runs))
-            return;
-        take_row(s, a, b, p, at, place, bitmap);
+        take_piece(s, v, a, b, p, at, piece, in, memory);
     }
-    end_list(s, a, b, p, at, bitmap);
+    if (blocks <= 1 || comes_last(a.arrived + at.local, blocks))
+        end_list(s, a, b, p, at, (unsigned *)memory);
 }
 
 // ---- launches -------------------------------------------------------------------
 
-enum { BITMAP_MOST = 32768 }; // what fits in shared memory beside pick_shared
+enum { BITMAP_MOST = 32768 }; // what fits in shared memory beside select_shared
 
 static size_t bitmap_bytes(int max_pages)
 {
     return blocks_of(max_pages, WARP) * sizeof(unsigned);
 }
 
+// Pieces so long that all run at once if a third of the rows are active, and where lists of
+// every run are too many to merge at once, that lists of pieces are not.
+static void cut_rows(select_view &v, const kern_cuda_ctx *ctx, const kern_page_select_args *a)
+{
+    const int runs = (int)blocks_of(a->batch->max_pages, RUN);
+    const int lists = (a->plan->act_cap + 2) / 3 * a->plan->lists * a->batch->scan_segs;
+    const int wide = (int)blocks_of((size_t)runs * lists, BLOCKS_AT_ONCE * ctx->sms);
+    const int most = (int)blocks_of(runs, BEST_LISTS);
+    v.merged = most > 1;
+    v.runs = wide > most ? wide : most;
+    v.runs = v.runs > BEST_LISTS ? BEST_LISTS : v.runs > 1 ? v.runs : 1;
+    v.row_lists = v.merged ? (int)blocks_of(runs, v.runs) : runs;
+}
+
 static select_view select_view_of(const kern_cuda_ctx *ctx, const kern_page_select_args *a)
 {
     select_view v = {};
-    v.score = ptr<float>(a->score);
+    v.score = (float *)ptr<float>(a->score);
     for (int kind = 0; kind < KERN_SEG_KINDS; kind++)
         v.choice[kind] = a->choice[kind];
     if (a->kept) {
@@ -218,39 +317,55 @@ static select_view select_view_of(const kern_cuda_ctx *ctx, const kern_page_sele
     }
     v.score_lists = a->score_lists;
     v.list0 = a->list0;
-    v.words = (int)blocks_of(a->batch->max_pages, WARP);
-    v.bitmap = (unsigned *)ctx->workspace;
+    cut_rows(v, ctx, a);
     v.arrived = ctx->arrivals;
     v.counts = ptr<unsigned long long>(a->counts);
     return v;
 }
-
-// Segments that a launch can take, with `bytes` of workspace each besides the bitmaps.
-static int segs_at_once(const kern_cuda_ctx *ctx, const kern_page_select_args *a, size_t bytes)
+static size_t best_bytes(const select_view &v, const kern_plan *p)
 {
-    const kern_plan *p = a->plan;
-    const size_t bitmap = bitmap_bytes(a->batch->max_pages);
-    if (bitmap > BITMAP_MOST)
+    return (size_t)p->lists * p->act_cap * v.row_lists * BEST_MOST * sizeof(ranked_page);
+}
+
+// Segments that a launch can take, with `bytes` of workspace each besides the best pages.
+static int segs_at_once(const kern_cuda_ctx *ctx, const kern_page_select_args *a,
+                        const select_view &v, size_t bytes)
+{
+    if (bitmap_bytes(a->batch->max_pages) > BITMAP_MOST)
         return 0;
-    const size_t room = ctx->workspace_bytes / (bytes + p->lists * p->act_cap * bitmap + 1);
-    const size_t arrivals = KERN_CUDA_ARRIVALS / ((size_t)p->lists * (1 + p->act_cap));
+    const size_t room = ctx->workspace_bytes / (bytes + best_bytes(v, a->plan) + 1);
+    const size_t arrivals = KERN_CUDA_ARRIVALS / (size_t)a->plan->lists;
     return (int)(room < arrivals ? room : arrivals);
+}
+
+// Segments [w.seg0, w.seg0 + segs), of bounds if v has any. So many blocks that all run at once.
+static int launch_plan(const kern_cuda_ctx *ctx, const score_view &v, const select_view &w,
+                       const kern_page_select_args *a, int segs)
+{
+    const batch_view b = view(a->batch);
+    const plan_view p = view(a->plan, a->batch);
+    const int pieces = (int)blocks_of(b.max_pages, RUN * w.runs);
+    const int items = w.seg0 < b.scan_segs ? p.act_cap * pieces : 0;
+    const int each = BLOCKS_AT_ONCE * ctx->sms / (p.lists * segs),
+              blocks = items < each ? items : each;
+    const size_t bitmap = bitmap_bytes(b.max_pages);
+    const size_t lists = w.merged ? w.runs * BEST_MOST * sizeof(ranked_page) : 0;
+    const size_t piece = totals_bytes(v.heads) + lists;
+    return enqueue(ctx, plan_kernel, dim3(blocks > 1 ? blocks : 1, p.lists, segs), PICK_THREADS,
+                   piece > bitmap ? piece : bitmap, v, w, b, p);
 }
 
 // Segments [seg0, end), whose scores are complete.
 static int select_segs(const kern_cuda_ctx *ctx, const kern_page_select_args *a, int seg0, int end)
 {
-    const batch_view b = view(a->batch);
-    const plan_view p = view(a->plan, a->batch);
-    select_view v = select_view_of(ctx, a);
-    const int most = segs_at_once(ctx, a, 0);
+    select_view w = select_view_of(ctx, a);
+    const int most = segs_at_once(ctx, a, w, 0);
     if (most == 0)
         return KERN_CUDA_NO_ROOM;
-    for (v.seg0 = seg0; v.seg0 < end; v.seg0 += most) {
-        const int segs = end - v.seg0 < most ? end - v.seg0 : most;
-        const int rows = v.seg0 < b.scan_segs && p.act_cap > 0 ? p.act_cap : 1;
-        const int error = enqueue(ctx, select_kernel, dim3(rows, p.lists, segs), PICK_THREADS,
-                                  bitmap_bytes(b.max_pages), v, b, p);
+    w.best = (ranked_page *)ctx->workspace;
+    for (w.seg0 = seg0; w.seg0 < end; w.seg0 += most) {
+        const int error =
+            launch_plan(ctx, score_view{}, w, a, end - w.seg0 < most ? end - w.seg0 : most);
         if (error)
             return error;
     }
@@ -265,32 +380,29 @@ extern "C" int kern_cuda_launch_page_select(const kern_cuda_ctx *ctx,
 
 extern "C" int kern_cuda_launch_page_plan(const kern_cuda_ctx *ctx, const kern_page_plan_args *args)
 {
-    const kern_page_score_args *score = &args->score;
     const kern_page_select_args *select = &args->select;
-    const batch_view b = view(select->batch);
-    const plan_view p = view(select->plan, select->batch);
-    if (p.act_cap == 0 || b.max_pages == 0)
-        return select_segs(ctx, select, 0, b.sparse_segs);
-    score_view v = score_view_of(ctx, score);
+    const kern_batch *batch = select->batch;
+    if (select->plan->act_cap == 0 || batch->max_pages == 0)
+        return select_segs(ctx, select, 0, batch->sparse_segs);
+    score_view v = score_view_of(ctx, &args->score);
     select_view w = select_view_of(ctx, select);
-    const size_t bytes = score_bytes(v, b.max_pages);
-    const int most = segs_at_once(ctx, select, bytes);
+    const size_t bytes = score_bytes(v, batch->max_pages);
+    const int most = segs_at_once(ctx, select, w, bytes);
     if (most == 0)
         return KERN_CUDA_NO_ROOM;
-    const size_t totals = v.heads * sizeof(lane_total), bitmap = bitmap_bytes(b.max_pages);
-    for (v.seg0 = 0; v.seg0 < b.scan_segs; v.seg0 += most) {
-        const int segs = b.scan_segs - v.seg0 < most ? b.scan_segs - v.seg0 : most;
+    for (v.seg0 = 0; v.seg0 < batch->scan_segs; v.seg0 += most) {
+        const int segs = batch->scan_segs - v.seg0 < most ? batch->scan_segs - v.seg0 : most;
         w.seg0 = v.seg0;
-        w.bitmap = (unsigned *)((char *)ctx->workspace + segs * bytes);
-        int error = launch_bounds(ctx, score, v, segs);
+        w.best = (ranked_page *)((char *)ctx->workspace + segs * bytes);
+        int error = launch_bounds(ctx, &args->score, v, segs);
         if (!error)
-            error = enqueue(ctx, plan_kernel,
-                            dim3(blocks_of(b.max_pages, PICK_THREADS), p.lists * p.act_cap, segs),
-                            PICK_THREADS, totals > bitmap ? totals : bitmap, v, w, b, p);
+            error = launch_plan(ctx, v, w, select, segs);
         if (error)
             return error;
     }
-    return b.sparse_segs > b.scan_segs ? select_segs(ctx, select, b.scan_segs, b.sparse_segs) : 0;
+    return batch->sparse_segs > batch->scan_segs
+               ? select_segs(ctx, select, batch->scan_segs, batch->sparse_segs)
+               : 0;
 }
 
 // Block (list, segment): keeps the pages of largest mass in the row of the request.
@@ -310,7 +422,10 @@ __global__ void __launch_bounds__(PICK_THREADS, 1)
     int count = 0;
     if (pages > 0) {
         const float *row = mass + ((size_t)number * score_lists + list0 + list) * b.max_pages;
-        mark_row(s, row, pages, plan_budget(may, pages), bitmap);
+        const int budget = plan_budget(may, pages);
+        begin_bitmap(bitmap, pages, budget >= pages);
+        if (budget > 2 && budget < pages)
+            mark_row(s, row, pages, budget - 2, bitmap);
         count = write_list(s, bitmap, pages, kept_pages + kept * cap);
     }
     if (threadIdx.x == 0)
