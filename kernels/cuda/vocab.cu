@@ -43,20 +43,49 @@ __device__ static double warp_sum_f64(double x)
 // ---- statistics --------------------------------------------------------------------
 //
 // A row is cut into parts of a block each, so that a few rows fill the chip; a second
-// kernel joins them in order.
+// kernel joins them in order. A thread holds its tokens of a part, in runs of four: many
+// loads are on their way at a time, and each is made once.
 
-enum { THREADS = 512, PART = 4096 };
+enum { THREADS = 128, RUN = 4, RUNS = 8, PART = THREADS * RUNS * RUN };
 
 static int parts_of(int shard)
 {
     return shard > 0 ? (int)blocks_of((size_t)shard, PART) : 1;
 }
 
-__device__ static int block_max_order(const float *logits, int count, float scale, int *shared)
+// The place in its part of a thread's token; those of a thread ascend.
+__device__ static int place_of(int run, int i)
 {
-    int best = INT32_MIN;
-    for (int i = threadIdx.x; i < count; i += blockDim.x)
-        best = max(best, scaled_order(logits[i], scale));
+    return (run * THREADS + (int)threadIdx.x) * RUN + i;
+}
+
+// Ordered integers of a thread's scaled logits, of a part with `count` of them; -inf beyond.
+__device__ static void load_orders(const float *part, int count, bool aligned, float scale,
+                                   int orders[RUNS][RUN])
+{
+    float4 l[RUNS];
+#pragma unroll
+    for (int run = 0; run < RUNS; run++) {
+        const int at = place_of(run, 0);
+        if (aligned && at + RUN <= count)
+            l[run] = *(const float4 *)(part + at);
+        else
+            l[run] = make_float4(at < count ? part[at] : -CUDART_INF_F,
+                                 at + 1 < count ? part[at + 1] : -CUDART_INF_F,
+                                 at + 2 < count ? part[at + 2] : -CUDART_INF_F,
+                                 at + 3 < count ? part[at + 3] : -CUDART_INF_F);
+    }
+#pragma unroll
+    for (int run = 0; run < RUNS; run++) {
+        const float four[RUN] = {l[run].x, l[run].y, l[run].z, l[run].w};
+#pragma unroll
+        for (int i = 0; i < RUN; i++)
+            orders[run][i] = scaled_order(four[i], scale);
+    }
+}
+
+__device__ static int block_max(int best, int *shared)
+{
     best = __reduce_max_sync(ALL_LANES, best);
     if (threadIdx.x % WARP == 0)
         shared[threadIdx.x / WARP] = best;
@@ -80,18 +109,22 @@ __device__ static double block_sum_f64(double x, double *shared)
 __global__ void __launch_bounds__(THREADS)
     vocab_norm_kernel(const float *logits, const kern_sample_row *sample, float *norm, int shard)
 {
-    __shared__ int orders[WARP];
+    __shared__ int tops[WARP];
     __shared__ double sums[WARP];
     const size_t row = blockIdx.y, rows = gridDim.y;
     const int first = blockIdx.x * PART, count = min(shard - first, PART);
-    const float scale = sample[row].inv_temperature;
-    logits += row * shard + first;
-    const float m =
-        count > 0 ? value_of(block_max_order(logits, count, scale, orders)) : -CUDART_INF_F;
+    int orders[RUNS][RUN], top = INT32_MIN;
+    load_orders(logits + row * shard + first, count, shard % RUN == 0, sample[row].inv_temperature,
+                orders);
+#pragma unroll
+    for (int i = 0; i < RUNS * RUN; i++)
+        top = max(top, orders[i / RUN][i % RUN]);
+    const float m = value_of(block_max(top, tops));
     float z = 0.0f, w = 0.0f; // of a few tokens
-    for (int i = threadIdx.x; i < count && m > -CUDART_INF_F; i += blockDim.x) {
-        // The clamp keeps d e^d finite for l = -inf.
-        const float d = fmaxf(value_of(scaled_order(logits[i], scale)) - m, -104.0f);
+#pragma unroll
+    for (int i = 0; i < RUNS * RUN; i++) {
+        // The clamp keeps d e^d finite for l = -inf, and makes nothing of a part without a weight.
+        const float d = fmaxf(value_of(orders[i / RUN][i % RUN]) - m, -104.0f);
         const float e = d > -104.0f ? expf(d) : 0.0f;
         z += e;
         w += d * e;
@@ -105,24 +138,28 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-// With M = max m_i: z = sum e^(m_i - M) z_i, w = sum e^(m_i - M) (w_i + (m_i - M) z_i).
-__global__ void norm_merge_kernel(const float *norms, float *norm, int ranks, int rows)
+// With M = max m_i: z = sum e^(m_i - M) z_i, w = sum e^(m_i - M) (w_i + (m_i - M) z_i). A warp
+// takes a row.
+__global__ void norm_merge_kernel(const float *norms, float *norm, int parts)
 {
-    const size_t row = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (row >= (size_t)rows)
-        return;
+    const size_t row = blockIdx.x, rows = gridDim.x;
     float m = -CUDART_INF_F;
-    for (size_t r = 0; r < (size_t)ranks; r++)
-        m = fmaxf(m, norms[(r * rows + row) * KERN_NORM_WORDS + KERN_NORM_M]);
+    for (size_t p = threadIdx.x; p < (size_t)parts; p += WARP)
+        m = fmaxf(m, norms[(p * rows + row) * KERN_NORM_WORDS + KERN_NORM_M]);
+    m = warp_max(m);
     double z = 0.0, w = 0.0;
-    for (size_t r = 0; r < (size_t)ranks; r++) {
-        const float *part = norms + (r * rows + row) * KERN_NORM_WORDS;
+    for (size_t p = threadIdx.x; p < (size_t)parts; p += WARP) {
+        const float *part = norms + (p * rows + row) * KERN_NORM_WORDS;
         if (part[KERN_NORM_M] == -CUDART_INF_F)
             continue;
         const double shift = (double)part[KERN_NORM_M] - (double)m, scale = exp(shift);
         z += scale * (double)part[KERN_NORM_Z];
         w += scale * ((double)part[KERN_NORM_W] + shift * (double)part[KERN_NORM_Z]);
     }
+    z = warp_sum_f64(z);
+    w = warp_sum_f64(w);
+    if (threadIdx.x > 0)
+        return;
     norm[row * KERN_NORM_WORDS + KERN_NORM_M] = m;
     norm[row * KERN_NORM_WORDS + KERN_NORM_Z] = (float)z;
     norm[row * KERN_NORM_WORDS + KERN_NORM_W] = (float)w;
@@ -131,7 +168,7 @@ __global__ void norm_merge_kernel(const float *norms, float *norm, int ranks, in
 static int merge_norms(const kern_cuda_ctx *ctx, const float *norms, float *norm, int parts,
                        int rows)
 {
-    norm_merge_kernel<<<blocks_of(rows, 64), 64, 0, ctx->stream>>>(norms, norm, parts, rows);
+    norm_merge_kernel<<<rows, WARP, 0, ctx->stream>>>(norms, norm, parts);
     return cudaGetLastError();
 }
 
@@ -354,6 +391,46 @@ __device__ static void store_pick(float *pick, const candidate &best)
     pick[KERN_PICK_ID] = __int_as_float(best.id);
 }
 
+// A part of a row, from token `first_id` on. `mask`: the place of the mask, or none of the part.
+struct row_part {
+    const float *logits;
+    int count, first_id, mask;
+    unsigned threshold; // key of the least that may be taken
+};
+
+// The greatest of a thread's tokens.
+__device__ static candidate take_greatest(const row_part &p, bool aligned, float scale)
+{
+    int orders[RUNS][RUN], top = INT32_MIN, at = -1;
+    load_orders(p.logits, p.count, aligned, scale, orders);
+#pragma unroll
+    for (int i = 0; i < RUNS * RUN; i++) {
+        const int place = place_of(i / RUN, i % RUN), order = orders[i / RUN][i % RUN];
+        if (place < p.count && place != p.mask && key_of(order) >= p.threshold && order > top) {
+            top = order;
+            at = place;
+        }
+    }
+    const float logit = at < 0 ? -CUDART_INF_F : value_of(top);
+    return candidate{logit, logit, at < 0 ? -1 : p.first_id + at};
+}
+
+// The one with the greatest sum of logit and noise.
+__device__ static candidate take_random(const row_part &p, const kern_sample_row &sample)
+{
+    candidate best = {-CUDART_INF_F, -CUDART_INF_F, -1};
+    for (int i = threadIdx.x; i < p.count; i += THREADS) {
+        const int id = p.first_id + i;
+        const int order = scaled_order(p.logits[i], sample.inv_temperature);
+        if (i == p.mask || key_of(order) < p.threshold)
+            continue;
+        const uint4 counter = make_uint4(sample.position, sample.step, (unsigned)id, 0);
+        const uint4 word = philox(make_uint2(sample.seed_lo, sample.seed_hi), counter);
+        best = better(best, candidate{value_of(order) + gumbel(word.x), value_of(order), id});
+    }
+    return best;
+}
+
 // Block (part, row): the part's best, to picks [rows, parts, KERN_PICK_WORDS].
 __global__ void __launch_bounds__(THREADS)
     vocab_pick_kernel(const float *logits, const kern_sample_row *samples, const unsigned *state,
@@ -362,22 +439,12 @@ __global__ void __launch_bounds__(THREADS)
     __shared__ candidate shared[WARP];
     const size_t row = blockIdx.y;
     const kern_sample_row sample = samples[row];
-    const unsigned threshold = state ? state[row * STATE_WORDS + STATE_THRESHOLD] : 0;
-    const int first = blockIdx.x * PART, end = min(first + PART, shard);
-    candidate best = {-CUDART_INF_F, -CUDART_INF_F, -1};
-    for (int i = first + (int)threadIdx.x; i < end; i += blockDim.x) {
-        const int id = first_id + i;
-        const int order = scaled_order(logits[row * shard + i], sample.inv_temperature);
-        if (id == mask_id || key_of(order) < threshold)
-            continue;
-        const float l = value_of(order);
-        float score = l;
-        if (!sample.greedy) {
-            const uint4 counter = make_uint4(sample.position, sample.step, (unsigned)id, 0);
-            score += gumbel(philox(make_uint2(sample.seed_lo, sample.seed_hi), counter).x);
-        }
-        best = better(best, candidate{score, l, id});
-    }
+    const int first = blockIdx.x * PART;
+    const row_part part = {logits + row * shard + first, min(shard - first, PART), first_id + first,
+                           mask_id - first_id - first,
+                           state ? state[row * STATE_WORDS + STATE_THRESHOLD] : 0};
+    candidate best = sample.greedy ? take_greatest(part, shard % RUN == 0, sample.inv_temperature)
+                                   : take_random(part, sample);
     best = warp_best(best);
     if (threadIdx.x % WARP == 0)
         shared[threadIdx.x / WARP] = best;

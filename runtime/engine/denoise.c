@@ -212,6 +212,8 @@ static rt_status exchange_norms(rt_denoise *d, const kern_buf *logits)
                                        .rows = d->work.rows,
                                        .shard = d->shape.vocab.count};
     RT_TRY(kern_vocab_norm(dev, &norm));
+    if (d->ranks == 1)
+        return RT_OK;
     RT_TRY(comm_allgather(d->group.comm, COMM_VOCAB, d->norm,
                           (size_t)d->work.rows * KERN_NORM_WORDS, d->norms));
     const kern_vocab_norm_merge_args merge = {

@@ -55,6 +55,8 @@ static void bench_linears(void)
     bench_linear("square", 8192, 8192, 8192);
 }
 
+enum { VOCAB_ROWS_MAX = 512 };
+
 typedef struct vocab_bench {
     kern_buf *logits, *sample, *norm, *pick;
     int rows, shard;
@@ -77,19 +79,22 @@ static void call_pick(void *ctx, int i)
                                                   b->shard, 0, 151935}));
 }
 
-static void bench_vocab(void)
+static void bench_vocab(int rows)
 {
-    vocab_bench b = {.rows = 16, .shard = 151936};
+    vocab_bench b = {.rows = rows, .shard = 151936};
     const size_t count = (size_t)b.rows * (size_t)b.shard;
-    kern_sample_row sample[16];
-    for (int r = 0; r < 16; r++)
-        sample[r] = (kern_sample_row){.inv_temperature = 1.0f, .greedy = r < 8, .top_p = 1.0f};
+    kern_sample_row sample[VOCAB_ROWS_MAX];
+    char name[32];
+    for (int r = 0; r < rows; r++)
+        sample[r] = (kern_sample_row){.inv_temperature = 1.0f, .greedy = true, .top_p = 1.0f};
     b.logits = bench_random(KERN_F32, count);
-    b.sample = bench_ints((const int32_t *)sample, 16 * KERN_SAMPLE_WORDS);
-    b.norm = bench_random(KERN_F32, 16 * KERN_NORM_WORDS);
-    b.pick = bench_random(KERN_F32, 16 * KERN_PICK_WORDS);
-    bench_line("vocab_norm, 16 rows", 4.0 * (double)count, call_norm, &b);
-    bench_line("vocab_pick, 16 rows", 4.0 * (double)count, call_pick, &b);
+    b.sample = bench_ints((const int32_t *)sample, (size_t)rows * KERN_SAMPLE_WORDS);
+    b.norm = bench_random(KERN_F32, (size_t)rows * KERN_NORM_WORDS);
+    b.pick = bench_random(KERN_F32, (size_t)rows * KERN_PICK_WORDS);
+    snprintf(name, sizeof name, "vocab_norm, %d rows", rows);
+    bench_line(name, 4.0 * (double)count, call_norm, &b);
+    snprintf(name, sizeof name, "vocab_pick, %d rows", rows);
+    bench_line(name, 4.0 * (double)count, call_pick, &b);
     kern_buf_free(b.logits);
     kern_buf_free(b.sample);
     kern_buf_free(b.norm);
@@ -118,5 +123,6 @@ void bench_dense(void)
 {
     bench_linears();
     bench_rmsnorm();
-    bench_vocab();
+    bench_vocab(16);
+    bench_vocab(VOCAB_ROWS_MAX);
 }
