@@ -8,6 +8,7 @@
 #include <string.h>
 
 enum { SESSIONS_MAX = 4096, SESSIONS_DEFAULT = 32, EXIT_RESUME = 75 }; // EX_TEMPFAIL of sysexits.h
+enum { CHUNK_DEFAULT = 2048 }; // nobody watches a block that waits for it
 
 #define AT(member) offsetof(app_batch_args, member)
 #define CHECKPOINT "from the checkpoint"
@@ -75,6 +76,7 @@ static void defaults(void *target)
     args->grace = 10;
     args->engine = rt_engine_options_default();
     args->engine.max_sessions = SESSIONS_DEFAULT;
+    args->engine.prefill_chunk = CHUNK_DEFAULT;
     args->request = rt_request_default();
     args->commit = args->engine.separate_commit;
     app_attention_defaults(&args->attention);
