@@ -7,8 +7,8 @@
 
 #include "kernels/cuda/plan_pick.cuh"
 
-// Pages that are ranked at once, the most that a list keeps of them, and the lists that a
-// thread, a warp merges at once.
+// Pages that are ranked at once, the most that lists keep of them, and the lists that a thread,
+// a warp merges at once.
 enum { RUN = 128, BEST_MOST = 64, LISTS_EACH = 3, BEST_LISTS = LISTS_EACH * WARP };
 
 // A list of these has the best first, of equal ones the lower page.
@@ -36,7 +36,7 @@ __device__ inline void rank_run(const unsigned (&key)[RUN], int first, int need,
     const unsigned mine = key[page];
     const uint4 *fours = (const uint4 *)key, own = fours[four];
     int ahead = 0;
-#pragma unroll
+#pragma unroll 4
     for (int i = 0; i < RUN / 4 / team; i++) {
         const int at = i * team + member;
         const uint4 x = fours[at];
@@ -53,69 +53,55 @@ __device__ inline void rank_run(const unsigned (&key)[RUN], int first, int need,
         out[ahead] = ranked_page{mine, first + page};
 }
 
-// A list on its way through a thread, which holds the next few.
-enum { HELD = 4 };
-struct held_list {
-    ranked_page held[HELD];
-    const ranked_page *next;
-    int left; // of those held
-};
-
-__device__ inline void hold_more(held_list &l)
+// Lists of a row lie so far apart that there is one more page to look at than they have.
+__device__ inline int best_stride(int need)
 {
-#pragma unroll
-    for (int i = 0; i < HELD; i += 2) {
-        const uint4 two = *(const uint4 *)(l.next + i);
-        l.held[i] = ranked_page{two.x, (int)two.y};
-        l.held[i + 1] = ranked_page{two.z, (int)two.w};
-    }
-    l.next += HELD;
-    l.left = HELD;
+    return need / 4 * 4 + 4;
 }
 
-__device__ inline void pass_on(held_list &l, bool passes)
+// The best `need` of `count` <= EACH * WARP lists of ascending pages, which hold that many:
+// the warp calls take(rank, page) in order, in one thread.
+template <int EACH, typename Take>
+__device__ inline void merge_some(const ranked_page *lists, int count, int need, const Take &take)
 {
+    const int lane = threadIdx.x % WARP, stride = best_stride(need);
+    const unsigned lower = (1u << lane) - 1;
+    const ranked_page *at[EACH];
+    ranked_page head[EACH];
 #pragma unroll
-    for (int i = 0; i + 1 < HELD; i++)
-        l.held[i] = passes ? l.held[i + 1] : l.held[i];
-    l.left -= passes;
-    if (l.left == 0)
-        hold_more(l);
-}
-
-// The best `need` of `count` <= BEST_LISTS lists of ascending pages, BEST_MOST apart, which
-// hold that many: the warp calls take(rank, page) in order, in one thread.
-template <typename Take>
-__device__ inline void merge_lists(const ranked_page *lists, int count, int need, const Take &take)
-{
-    const int lane = threadIdx.x % WARP;
-    held_list l[LISTS_EACH];
-#pragma unroll
-    for (int i = 0; i < LISTS_EACH; i++) {
-        l[i].held[0] = ranked_page{0, 0}; // behind every page
-        l[i].left = HELD;
-        l[i].next = lists + (size_t)(LISTS_EACH * lane + i) * BEST_MOST;
-        if (LISTS_EACH * lane + i < count)
-            hold_more(l[i]);
+    for (int i = 0; i < EACH; i++) {
+        at[i] = lists + (EACH * lane + i) * stride;
+        head[i] = EACH * lane + i < count ? *at[i] : ranked_page{0, 0}; // behind every page
     }
+#pragma unroll 1
     for (int rank = 0; rank < need; rank++) {
-        ranked_page mine = l[0].held[0];
+        ranked_page mine = head[0];
         int from = 0;
 #pragma unroll
-        for (int i = 1; i < LISTS_EACH; i++)
-            if (l[i].held[0].key > mine.key) {
-                mine = l[i].held[0];
+        for (int i = 1; i < EACH; i++)
+            if (head[i].key > mine.key) {
+                mine = head[i];
                 from = i;
             }
         const unsigned best = __reduce_max_sync(ALL_LANES, mine.key);
         const unsigned tied = __ballot_sync(ALL_LANES, mine.key == best);
-        const bool first = mine.key == best && (tied & ((1u << lane) - 1)) == 0;
-        if (first)
-            take(rank, mine);
+        if (mine.key != best || (tied & lower))
+            continue;
+        take(rank, mine);
 #pragma unroll
-        for (int i = 0; i < LISTS_EACH; i++)
-            pass_on(l[i], first && from == i);
+        for (int i = 0; i < EACH; i++)
+            if (from == i)
+                head[i] = *++at[i];
     }
+}
+
+template <typename Take>
+__device__ inline void merge_lists(const ranked_page *lists, int count, int need, const Take &take)
+{
+    if (count <= WARP)
+        merge_some<1>(lists, count, need, take);
+    else
+        merge_some<LISTS_EACH>(lists, count, need, take);
 }
 
 #endif

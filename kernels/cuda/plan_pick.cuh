@@ -87,6 +87,14 @@ __device__ inline void mark(unsigned *bitmap, int page)
     atomicOr(&bitmap[page / WARP], 1u << page % WARP);
 }
 
+// The same through the address in shared memory, which a loop need not work out again.
+__device__ inline void mark_shared(unsigned bitmap, unsigned page)
+{
+    asm volatile("red.shared.or.b32 [%0], %1;\n" ::"r"(bitmap + page / WARP * 4),
+                 "r"(1u << page % WARP)
+                 : "memory");
+}
+
 // A key that at least `need` of the scores of which the threads hold the best ones reach:
 // the `need`-th best of the groups' best. Ties of groups: the lower one.
 __device__ inline unsigned bound_cut(pick_shared &s, unsigned best, int need)
@@ -178,6 +186,7 @@ __device__ inline void mark_by_radix(pick_shared &s, const float *score, int cou
 __device__ inline void begin_bitmap(unsigned *bitmap, int pages, bool all)
 {
     const int last = (pages - 1) / WARP;
+#pragma unroll 1
     for (int w = threadIdx.x; w <= last; w += PICK_THREADS) {
         const unsigned ends = (w == 0 ? 1u : 0u) | (w == last ? 1u << (pages - 1) % WARP : 0u);
         bitmap[w] = all ? 0xffffffffu >> (WARP - min(pages - w * WARP, (int)WARP)) : ends;
@@ -203,11 +212,13 @@ __device__ inline int write_list(pick_shared &s, const unsigned *bitmap, int pag
 {
     int count = 0;
     const int words = (pages + WARP - 1) / WARP;
+#pragma unroll 1
     for (int base = 0; base < words; base += PICK_THREADS) {
         const int w = base + (int)threadIdx.x;
         unsigned word = w < words ? bitmap[w] : 0;
         int found;
         int at = count + block_scan(__popc(word), s.scan, &found);
+#pragma unroll 1
         for (; word; word &= word - 1)
             out[at++] = w * WARP + __ffs(word) - 1;
         count += found;

@@ -88,10 +88,10 @@ __device__ static unsigned scaled_pair(float x, float y, float scale)
     return *(const unsigned *)&two;
 }
 
-// What a thread loads of the lanes: eight channels at a time.
+// Eight channels of a lane at a time: what of q a thread loads. Known before the active rows.
 template <int DIM> struct lane_loads {
     static const int COUNT = (TILES * DIM + WARPS * WARP - 1) / (WARPS * WARP);
-    int row[COUNT]; // of the batch
+    int place[COUNT], column[COUNT];
 
     __device__ static int lane(int i)
     {
@@ -103,42 +103,56 @@ template <int DIM> struct lane_loads {
     }
 };
 
-// The rows of lanes from lane0 on; how many there are need not be known.
+// Lanes from lane0 on, with their rows of bounds.
 template <int DIM>
-__device__ static void find_rows(lane_loads<DIM> &l, const score_view &a, const scan_place &at,
-                                 int lane0)
+__device__ static void find_lanes(scan_shared<DIM> &t, lane_loads<DIM> &l, const score_view &a,
+                                  const scan_place &at, int lane0)
+{
+#pragma unroll
+    for (int i = 0; i < lane_loads<DIM>::COUNT; i++) {
+        const int lane = lane0 + l.lane(i), place = lane / a.group;
+        l.place[i] = min(place, at.places - 1);
+        l.column[i] = (at.kv_head * a.group + lane - place * a.group) * DIM + l.channel();
+    }
+    if (threadIdx.x < LANES)
+        t.row[threadIdx.x] = lane_row(a, blockIdx.z, at.kv_head, lane0 + threadIdx.x);
+}
+
+// The rows of the lanes that are there or might be.
+template <int DIM>
+__device__ static void find_rows(int (&rows)[lane_loads<DIM>::COUNT], const lane_loads<DIM> &l,
+                                 const scan_place &at)
 {
 #pragma unroll
     for (int i = 0; i < lane_loads<DIM>::COUNT; i++)
-        l.row[i] = at.rows[min((lane0 + l.lane(i)) / a.group, at.places - 1)];
+        rows[i] = at.rows[l.place[i]];
 }
 
 // Lanes [lane0, lane0 + 8 TILED) as f16, zeros beyond the last.
 template <int DIM, int TILED>
 __device__ static void load_lanes(scan_shared<DIM> &t, const lane_loads<DIM> &l,
-                                  const score_view &a, const scan_place &at, int lane0)
+                                  const int (&rows)[lane_loads<DIM>::COUNT], const score_view &a,
+                                  int lanes)
 {
     const int count = (TILED * DIM + WARPS * WARP - 1) / (WARPS * WARP), c = l.channel();
     const float scale = a.scale * BOUND_SCALE;
     float4 x[count][2];
 #pragma unroll
     for (int i = 0; i < count; i++) {
-        const int lane = lane0 + l.lane(i), head = at.kv_head * a.group + lane % a.group;
-        const float *from = a.q + (size_t)l.row[i] * a.stride + (size_t)head * DIM + c;
-        const bool in = lane < at.lanes;
-        x[i][0] = in ? *(const float4 *)from : make_float4(0, 0, 0, 0);
-        x[i][1] = in ? *(const float4 *)(from + 4) : make_float4(0, 0, 0, 0);
+        const float *from = a.q + (size_t)rows[i] * a.stride + l.column[i];
+        x[i][0] = x[i][1] = make_float4(0, 0, 0, 0);
+        if (l.lane(i) < lanes) {
+            x[i][0] = *(const float4 *)from;
+            x[i][1] = *(const float4 *)(from + 4);
+        }
     }
-    if (threadIdx.x < LANES)
-        t.row[threadIdx.x] = lane_row(a, blockIdx.z, at.kv_head, lane0 + threadIdx.x);
 #pragma unroll
     for (int i = 0; i < count; i++) {
         const int lane = l.lane(i), thread = lane % 8 * 4 + c % SLICE / BOUND_GROUP;
-        if (lane >= TILED * 8)
-            break;
-        t.q[lane / 8][c / SLICE][c % BOUND_GROUP / 8][thread] = make_uint4(
-            scaled_pair(x[i][0].x, x[i][0].y, scale), scaled_pair(x[i][0].z, x[i][0].w, scale),
-            scaled_pair(x[i][1].x, x[i][1].y, scale), scaled_pair(x[i][1].z, x[i][1].w, scale));
+        if (lane < TILED * 8)
+            t.q[lane / 8][c / SLICE][c % BOUND_GROUP / 8][thread] = make_uint4(
+                scaled_pair(x[i][0].x, x[i][0].y, scale), scaled_pair(x[i][0].z, x[i][0].w, scale),
+                scaled_pair(x[i][1].x, x[i][1].y, scale), scaled_pair(x[i][1].z, x[i][1].w, scale));
     }
 }
 
@@ -162,20 +176,14 @@ __device__ static unsigned below(unsigned pair)
     return *(const unsigned *)&x;
 }
 
-__device__ static unsigned word(const uint4 &x, int i)
-{
-    return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
-}
-
 // Four channels of both pages, as an operand.
-__device__ static void widen(unsigned (&out)[4], const uint4 (&bytes)[2], int i,
+__device__ static void widen(unsigned (&out)[4], unsigned bytes0, unsigned bytes1,
                              const __half2 (&step)[2], const __half2 (&shift)[2])
 {
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        out[r] = bound_pair<false>(word(bytes[r], i), step[r], shift[r]);
-        out[2 + r] = bound_pair<true>(word(bytes[r], i), step[r], shift[r]);
-    }
+    out[0] = bound_pair<false>(bytes0, step[0], shift[0]);
+    out[1] = bound_pair<false>(bytes1, step[1], shift[1]);
+    out[2] = bound_pair<true>(bytes0, step[0], shift[0]);
+    out[3] = bound_pair<true>(bytes1, step[1], shift[1]);
 }
 
 // d[n] += bounds of the warp's pages, lanes of tile n.
@@ -185,34 +193,31 @@ __device__ static void add_bounds(float (&d)[TILED][4], const page_stage<DIM> &m
 {
     const int thread = threadIdx.x % WARP, row = thread / 4, quad = thread % 4;
 #pragma unroll 1 // code that runs once waits for its instructions
-    for (int s = 0; s < DIM / SLICE; s++) {
-        const int group = s * 4 + quad;
+    for (int i = 0; i < 2 * DIM / SLICE; i++) {
+        const int group = i / 2 * 4 + quad, half = i % 2;
         __half2 step[2], shift[2];
-        uint4 most[2], least[2];
+        uint2 most[2], least[2];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const int page = row + 8 * r;
+            const uint4 *bounds = m.bounds[page];
             step[r] = step_pair(m.step[page][group]);
             shift[r] = step_shift(step[r]);
-            most[r] = m.bounds[page][chunk_of(page, group)];
-            least[r] = m.bounds[page][chunk_of(page, DIM / BOUND_GROUP + group)];
+            most[r] = ((const uint2 *)&bounds[chunk_of(page, group)])[half];
+            least[r] = ((const uint2 *)&bounds[chunk_of(page, DIM / BOUND_GROUP + group)])[half];
         }
+        unsigned high[2][4], low[2][4];
+        widen(high[0], most[0].x, most[1].x, step, shift);
+        widen(high[1], most[0].y, most[1].y, step, shift);
+        widen(low[0], least[0].x, least[1].x, step, shift);
+        widen(low[1], least[0].y, least[1].y, step, shift);
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            unsigned high[2][4], low[2][4];
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                widen(high[i], most, 2 * half + i, step, shift);
-                widen(low[i], least, 2 * half + i, step, shift);
-            }
-#pragma unroll
-            for (int n = 0; n < TILED; n++) {
-                const uint4 q = t.q[n][s][half][thread];
-                multiply(d[n], high[0], above(q.x), above(q.y));
-                multiply(d[n], low[0], below(q.x), below(q.y));
-                multiply(d[n], high[1], above(q.z), above(q.w));
-                multiply(d[n], low[1], below(q.z), below(q.w));
-            }
+        for (int n = 0; n < TILED; n++) {
+            const uint4 q = t.q[n][i / 2][half][thread];
+            multiply(d[n], high[0], above(q.x), above(q.y));
+            multiply(d[n], low[0], below(q.x), below(q.y));
+            multiply(d[n], high[1], above(q.z), above(q.w));
+            multiply(d[n], low[1], below(q.z), below(q.w));
         }
     }
 }
@@ -226,7 +231,7 @@ template <int TILED> struct lane_sums {
 // Stores the bounds of the thread's pages, page and page + 8, and folds them into its sums.
 template <int TILED>
 __device__ static void keep_bounds(const float (&d)[TILED][4], lane_sums<TILED> &s, float *bounds,
-                                   const int (&rows)[LANES], int max_pages, int page, int end,
+                                   const int (&rows)[LANES], int width, int page, int end,
                                    int lanes)
 {
     const bool one = page < end, both = page + 8 < end;
@@ -235,7 +240,7 @@ __device__ static void keep_bounds(const float (&d)[TILED][4], lane_sums<TILED> 
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int lane = n * 8 + threadIdx.x % 4 * 2 + i;
-            float *to = bounds + (size_t)rows[lane] * max_pages + page;
+            float *to = bounds + (size_t)rows[lane] * width + page;
             const float x = one ? d[n][i] : -CUDART_INF_F, y = both ? d[n][2 + i] : -CUDART_INF_F;
             if (one && lane < lanes)
                 to[0] = x;
@@ -276,12 +281,12 @@ __device__ static void keep_sums(scan_shared<DIM> &t, const lane_sums<TILED> &s,
 // fetched.
 template <int DIM, int TILED>
 __device__ static void scan_lanes(scan_shared<DIM> &t, const lane_loads<DIM> &l,
-                                  const score_view &a, const batch_view &b, const scan_place &at,
-                                  int lane0)
+                                  const int (&rows)[lane_loads<DIM>::COUNT], const score_view &a,
+                                  const batch_view &b, const scan_place &at, int lane0)
 {
     const int lanes = min(at.lanes - lane0, TILED * 8);
     const int warp = threadIdx.x / WARP, row = threadIdx.x % WARP / 4;
-    load_lanes<DIM, TILED>(t, l, a, at, lane0);
+    load_lanes<DIM, TILED>(t, l, rows, a, lanes);
     __syncthreads();
     lane_sums<TILED> sums;
 #pragma unroll
@@ -300,7 +305,7 @@ __device__ static void scan_lanes(scan_shared<DIM> &t, const lane_loads<DIM> &l,
         add_bounds(d, stage, t);
         __syncwarp();
         fetch(stage, a, b, at, round + stages);
-        keep_bounds(d, sums, a.bounds, t.row, b.max_pages,
+        keep_bounds(d, sums, a.bounds, t.row, a.width,
                     at.first + (round * WARPS + warp) * TILE + row, at.end, lanes);
     }
     keep_sums(t, sums, a, lanes);
@@ -328,24 +333,27 @@ __global__ void __launch_bounds__(WARPS *WARP, 2)
     at.end = min(at.first + a.span, pages);
     at.rows = p.act_rows + row0;
     at.places = max(b.seg_row0[at.seg + 1] - row0, 1);
+    lane_loads<DIM> loads;
+    find_lanes(t, loads, a, at, 0);
     if (settled)
         fetch_first(t, a, b, at);
     begin_kernel();
-    lane_loads<DIM> loads;
+    int rows[lane_loads<DIM>::COUNT];
     if (at.first < pages)
-        find_rows(loads, a, at, 0);
+        find_rows<DIM>(rows, loads, at);
     at.lanes = at.first < pages ? min(p.act_count[at.seg], p.act_cap) * a.group : 0;
     for (int lane = 0; lane < at.lanes; lane += LANES) {
         if (lane > 0) {
             __syncthreads();
-            find_rows(loads, a, at, lane);
+            find_lanes(t, loads, a, at, lane);
+            find_rows<DIM>(rows, loads, at);
         }
         if (lane > 0 || !settled)
             fetch_first(t, a, b, at);
         if (at.lanes - lane > 3 * 8) // without tests on the way, which keep threads waiting
-            scan_lanes<DIM, TILES>(t, loads, a, b, at, lane);
+            scan_lanes<DIM, TILES>(t, loads, rows, a, b, at, lane);
         else
-            scan_lanes<DIM, 3>(t, loads, a, b, at, lane);
+            scan_lanes<DIM, 3>(t, loads, rows, a, b, at, lane);
     }
     asm volatile("cp.async.wait_all;\n");
 }

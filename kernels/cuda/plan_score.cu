@@ -24,12 +24,13 @@ score_view score_view_of(const kern_cuda_ctx *ctx, const kern_page_score_args *a
     const int pages = a->batch->max_pages;
     v.span = v.kstep ? bound_span_narrow(ctx, v, pages, a->batch->scan_segs) : bound_span_f32();
     v.chunks = (int)blocks_of(pages, v.span);
+    v.width = (pages + 3) / 4 * 4;
     return v;
 }
 
-size_t score_bytes(const score_view &v, int max_pages)
+size_t score_bytes(const score_view &v)
 {
-    const size_t row = v.chunks * sizeof(float2) + max_pages * sizeof(float);
+    const size_t row = v.width * sizeof(float) + v.chunks * sizeof(float2);
     return ((size_t)v.act_cap * v.heads * row + 15) / 16 * 16;
 }
 
@@ -37,8 +38,8 @@ int launch_bounds(const kern_cuda_ctx *ctx, const kern_page_score_args *a, score
 {
     const batch_view b = view(a->batch);
     const plan_view p = view(a->plan, a->batch);
-    v.stats = (float2 *)ctx->workspace;
-    v.bounds = (float *)(v.stats + (size_t)segs * v.act_cap * v.heads * v.chunks);
+    v.bounds = (float *)ctx->workspace;
+    v.stats = (float2 *)(v.bounds + (size_t)segs * v.act_cap * v.heads * v.width);
     return v.kstep ? launch_bounds_narrow(ctx, v, b, p, segs, a->batch->write_rows == 0)
                    : launch_bounds_f32(ctx, v, b, p, segs);
 }
@@ -48,7 +49,6 @@ int launch_bounds(const kern_cuda_ctx *ctx, const kern_page_score_args *a, score
 __global__ void __launch_bounds__(SHARE_THREADS)
     share_kernel(score_view a, batch_view b, plan_view p)
 {
-    extern __shared__ float2 total[]; // [heads of a list]
     __shared__ share_parts parts;
     begin_kernel();
     const int first = blockIdx.x * SHARE_RUN, page = first + (int)threadIdx.x;
@@ -61,9 +61,8 @@ __global__ void __launch_bounds__(SHARE_THREADS)
         const share_row row = {((int)blockIdx.z * p.act_cap + place) * a.heads + head0, heads,
                                pages, (pages + a.span - 1) / a.span};
         share_inputs in;
-        fetch_shares(in, a, b.max_pages, row, first);
-        total_heads(in, a, row, total);
-        sum = add_shares(parts, in, a, b.max_pages, row, first, total);
+        fetch_shares(in, a, row, first, 0);
+        sum = add_shares(parts, in, a, row, first);
     }
     if (threadIdx.x < SHARE_RUN && page < b.max_pages)
         a.score[(((size_t)seg * a.score_lists + list) * p.act_cap + place) * b.max_pages + page] =
@@ -77,17 +76,15 @@ extern "C" int kern_cuda_launch_page_score(const kern_cuda_ctx *ctx, const kern_
     if (p.act_cap == 0 || b.max_pages == 0)
         return 0;
     score_view v = score_view_of(ctx, a);
-    const int fit = (int)(ctx->workspace_bytes / score_bytes(v, b.max_pages));
+    const int fit = (int)(ctx->workspace_bytes / score_bytes(v));
     if (fit == 0)
         return KERN_CUDA_NO_ROOM;
-    const int heads = v.score_lists == 1 ? v.heads : v.group;
     for (v.seg0 = 0; v.seg0 < b.scan_segs; v.seg0 += fit) {
         const int segs = b.scan_segs - v.seg0 < fit ? b.scan_segs - v.seg0 : fit;
         const dim3 grid(blocks_of(b.max_pages, SHARE_RUN), v.score_lists * p.act_cap, segs);
         int error = launch_bounds(ctx, a, v, segs);
         if (!error)
-            error =
-                enqueue(ctx, share_kernel, grid, SHARE_THREADS, heads * sizeof(float2), v, b, p);
+            error = enqueue(ctx, share_kernel, grid, SHARE_THREADS, 0, v, b, p);
         if (error)
             return error;
     }

@@ -15,7 +15,8 @@ struct score_view {
     float scale;      // with log2(e): shares are powers of two
     int seg0;         // first segment of this launch
     int span, chunks; // pages of a chunk whose sum is kept, and chunks
-    float *bounds;    // [segs, act_cap, heads, max_pages]
+    int width;        // of a row of bounds: max_pages, rounded up to fours
+    float *bounds;    // [segs, act_cap, heads, width], below 4 GB
     float2 *stats;    // [segs, act_cap, heads, chunks]: maximum and sum of a chunk
     float *score;     // [scan_segs, score_lists, act_cap, max_pages]
     int score_lists, list0;
@@ -65,12 +66,31 @@ template <int FIRST, int END> __device__ inline float2 join_lanes(float2 x)
 }
 
 // ---- shares ---------------------------------------------------------------------
+//
+// A block adds up the shares of a run of pages of a row: a thread has four pages, a warp every
+// eighth head. Code that runs once waits for its instructions, so there should be few.
 
-enum { SHARE_RUN = 128, SHARE_PARTS = 2, SHARE_THREADS = SHARE_RUN * SHARE_PARTS, SHARE_TEAM = 8 };
+enum { SHARE_RUN = 4 * WARP, SHARE_WARPS = 8, SHARE_THREADS = SHARE_WARPS * WARP };
+enum {
+    SHARE_AHEAD = 4,
+    SHARE_TEAM = WARP / SHARE_AHEAD
+}; // heads of a warp at once, threads of one
 
-// Sums of a run of pages, of every other head.
 struct share_parts {
-    float sum[SHARE_PARTS][SHARE_RUN];
+    float4 sum[SHARE_WARPS][WARP];
+};
+
+// The heads of a row that a list adds up: `row` is the first in bounds and stats.
+struct share_row {
+    int row, heads;
+    int pages, chunks; // of the prefix
+};
+
+// What a thread needs: bounds of its pages for the warp's heads, and maximum and sum of two
+// chunks of its team's head.
+struct share_inputs {
+    float4 bound[SHARE_AHEAD];
+    float2 stat[2];
 };
 
 // Query heads of a list; 0 if it is not one of this rank's.
@@ -81,105 +101,87 @@ __device__ inline int heads_of_list(const score_view &a, int list, int *head0)
     return *head0 >= 0 && *head0 + heads <= a.heads ? heads : 0;
 }
 
-// What a thread needs of a run of pages to make shares: the bounds of its page for the first
-// of its heads, and maximum and sum of the first of its team's chunks.
-enum { SHARE_AHEAD = 16, STATS_AHEAD = 2 };
-struct share_inputs {
-    float bound[SHARE_AHEAD];
-    float2 stat[STATS_AHEAD];
-};
-
-// The heads of a row that a list adds up: `row` is the first in bounds and stats.
-struct share_row {
-    int row, heads;
-    int pages, chunks; // of the prefix
-};
-
-__device__ inline void fetch_bounds(float (&x)[SHARE_AHEAD], const score_view &a, int max_pages,
-                                    const share_row &r, int first, int head0)
+// The warp's head number i from head0 on.
+__device__ inline int share_head(int head0, int i)
 {
-    const int page = min(first + (int)threadIdx.x % SHARE_RUN, r.pages - 1);
-    const unsigned size = max_pages * sizeof(float); // of a row; all of them are below 4 GB
-    const unsigned last = (r.row + r.heads - 1) * size + page * sizeof(float);
-    unsigned at = (r.row + head0) * size + page * sizeof(float);
-#pragma unroll
-    for (int i = 0; i < SHARE_AHEAD; i++) { // heads that there are not get the last one's
-        x[i] = *(const float *)((const char *)a.bounds + min(at, last));
-        at += SHARE_PARTS * size;
-    }
+    return head0 + i * SHARE_WARPS + (int)threadIdx.x / WARP;
 }
 
 __device__ inline float2 fetch_stat(const score_view &a, const share_row &r, int head, int chunk)
 {
-    return chunk < r.chunks ? a.stats[((size_t)r.row + head) * a.chunks + chunk]
-                            : make_float2(-CUDART_INF_F, 0.0f);
+    if (chunk >= r.chunks)
+        return make_float2(-CUDART_INF_F, 0.0f);
+    return a.stats[(r.row + min(head, r.heads - 1)) * a.chunks + chunk];
 }
 
-__device__ inline void fetch_shares(share_inputs &in, const score_view &a, int max_pages,
-                                    const share_row &r, int first)
+// Heads and pages that there are not get others.
+__device__ inline void fetch_shares(share_inputs &in, const score_view &a, const share_row &r,
+                                    int first, int head0)
 {
-    fetch_bounds(in.bound, a, max_pages, r, first, threadIdx.x / SHARE_RUN);
+    const int lane = threadIdx.x % WARP;
+    const int page = min(first + lane * 4, a.width - 4);
 #pragma unroll
-    for (int i = 0; i < STATS_AHEAD; i++)
-        in.stat[i] = fetch_stat(a, r, min((int)threadIdx.x / SHARE_TEAM, r.heads - 1),
-                                threadIdx.x % SHARE_TEAM + i * SHARE_TEAM);
+    for (int i = 0; i < SHARE_AHEAD; i++) {
+        const unsigned row = r.row + min(share_head(head0, i), r.heads - 1);
+        in.bound[i] = *(const float4 *)((const char *)a.bounds + (row * a.width + page) * 4u);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        in.stat[i] = fetch_stat(a, r, share_head(head0, lane / SHARE_TEAM),
+                                lane % SHARE_TEAM + i * SHARE_TEAM);
 }
 
-// Maximum and 1 / sum of the row's heads over all chunks: a team of threads each.
-__device__ inline void total_heads(const share_inputs &in, const score_view &a, const share_row &r,
-                                   float2 *total)
+// Maximum and 1 / sum of the team's head over all chunks; 0 for 1 / sum where there is no head.
+__device__ inline float2 total_head(const share_inputs &in, const score_view &a, const share_row &r,
+                                    int head0)
 {
-    const int team = threadIdx.x / SHARE_TEAM, member = threadIdx.x % SHARE_TEAM;
-    for (int base = 0; base < r.heads; base += SHARE_THREADS / SHARE_TEAM) {
-        const int head = min(base + team, r.heads - 1);
-        int c = member;
-        float2 sum = make_float2(-CUDART_INF_F, 0.0f);
-        if (base == 0) {
-            sum = join_sums(in.stat[0], in.stat[1]);
-            c += STATS_AHEAD * SHARE_TEAM;
-        }
-        for (; c < r.chunks; c += SHARE_TEAM)
-            sum = join_sums(sum, fetch_stat(a, r, head, c));
-        sum = join_lanes<1, SHARE_TEAM>(sum);
-        if (member == 0 && base + team < r.heads)
-            total[base + team] = make_float2(sum.x, __fdividef(1.0f, sum.y));
-    }
-    __syncthreads();
+    const int lane = threadIdx.x % WARP, head = share_head(head0, lane / SHARE_TEAM);
+    float2 sum = join_sums(in.stat[0], in.stat[1]);
+#pragma unroll 1
+    for (int c = lane % SHARE_TEAM + 2 * SHARE_TEAM; c < r.chunks; c += SHARE_TEAM)
+        sum = join_sums(sum, fetch_stat(a, r, head, c));
+    sum = join_lanes<1, SHARE_TEAM>(sum);
+    return make_float2(sum.x, head < r.heads ? __fdividef(1.0f, sum.y) : 0.0f);
 }
 
 // The sum of the shares of the row's heads of page `first` + threadIdx.x, which is in the
-// prefix: the result of the first SHARE_RUN threads. All take part; the order of the sum is
-// the same in every call.
+// prefix: the result of the first SHARE_RUN threads. All take part; `in` is of head 0. The
+// order of the sum is the same in every call.
 __device__ inline float add_shares(share_parts &s, share_inputs &in, const score_view &a,
-                                   int max_pages, const share_row &r, int first,
-                                   const float2 *total)
+                                   const share_row &r, int first)
 {
-    const int part = threadIdx.x / SHARE_RUN, at = threadIdx.x % SHARE_RUN;
-    float sum = 0.0f;
-    for (int base = 0; base < r.heads; base += SHARE_AHEAD * SHARE_PARTS) {
-        if (base > 0)
-            fetch_bounds(in.bound, a, max_pages, r, first, base + part);
+    float4 all = make_float4(0, 0, 0, 0);
+#pragma unroll 1
+    for (int head0 = 0;;) {
+        const float2 total = total_head(in, a, r, head0);
 #pragma unroll
         for (int i = 0; i < SHARE_AHEAD; i++) {
-            const int head = base + part + i * SHARE_PARTS;
-            if (head < r.heads)
-                sum += power2(in.bound[i] - total[head].x) * total[head].y;
+            const float top = __shfl_sync(ALL_LANES, total.x, i * SHARE_TEAM);
+            const float scale = __shfl_sync(ALL_LANES, total.y, i * SHARE_TEAM);
+            all.x += power2(in.bound[i].x - top) * scale;
+            all.y += power2(in.bound[i].y - top) * scale;
+            all.z += power2(in.bound[i].z - top) * scale;
+            all.w += power2(in.bound[i].w - top) * scale;
         }
+        head0 += SHARE_AHEAD * SHARE_WARPS;
+        if (head0 >= r.heads)
+            break;
+        fetch_shares(in, a, r, first, head0);
     }
-    s.sum[part][at] = sum;
+    s.sum[threadIdx.x / WARP][threadIdx.x % WARP] = all;
     __syncthreads();
-    float all = 0.0f;
+    float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < SHARE_PARTS; i++)
-        all += s.sum[i][at];
-    return all;
+    for (int i = 0; i < SHARE_WARPS; i++)
+        sum += ((const float *)s.sum[i])[threadIdx.x % SHARE_RUN];
+    return sum;
 }
 
 // ---- launches -------------------------------------------------------------------
 
 score_view score_view_of(const kern_cuda_ctx *ctx, const kern_page_score_args *a);
-// Bytes of workspace for bounds and stats of a segment.
-size_t score_bytes(const score_view &v, int max_pages);
+// Bytes of workspace for bounds and stats of a segment, a multiple of 16.
+size_t score_bytes(const score_view &v);
 // Enqueues what fills bounds and stats of segments [seg0, seg0 + segs), at the start of the
 // workspace.
 int launch_bounds(const kern_cuda_ctx *ctx, const kern_page_score_args *a, score_view &v, int segs);

@@ -43,6 +43,7 @@ struct select_place {
     int prefix, pages;
     bool all;         // its rows take all pages
     int need;         // pages that a row takes by score, else
+    int stride;       // of its lists of the best
     int pieces;       // of a row
     int active, rows; // rows that read, and that take pages by score
     kern_page_choice choice;
@@ -87,6 +88,7 @@ __device__ static select_place find_place(const select_view &a, const batch_view
     const bool scans = seg < b.scan_segs && at.choice.top > 0;
     at.all = scans && budget >= at.pages;
     at.need = scans && !at.all ? budget - 2 : 0;
+    at.stride = best_stride(at.need);
     at.pieces = (at.pages + a.runs * RUN - 1) / (a.runs * RUN);
     return at;
 }
@@ -96,11 +98,6 @@ __device__ static float *scores_of(const select_view &a, const batch_view &b, co
 {
     const size_t entry = (size_t)at.seg * a.score_lists + a.list0 + at.list;
     return a.score + (entry * p.act_cap + place) * b.max_pages;
-}
-
-__host__ __device__ static size_t totals_bytes(int heads)
-{
-    return (heads * sizeof(float2) + 15) / 16 * 16;
 }
 
 // ---- pieces -----------------------------------------------------------------------
@@ -121,7 +118,7 @@ __device__ static select_piece find_piece(const score_view &v, const select_view
     to.first = run0 * RUN;
     to.runs = min(a.runs, (at.pages - to.first + RUN - 1) / RUN);
     const size_t place = (size_t)at.local * p.act_cap + to.place;
-    to.best = a.best + (place * a.row_lists + (a.merged ? piece : run0)) * BEST_MOST;
+    to.best = a.best + place * a.row_lists * BEST_MOST + (a.merged ? piece : run0) * at.stride;
     int head0;
     to.row.heads = v.bounds ? heads_of_list(v, a.list0 + at.list, &head0) : 0;
     to.row.pages = at.pages;
@@ -149,23 +146,21 @@ __device__ static void take_piece(select_shared &s, const score_view &v, const s
                                   const batch_view &b, const plan_view &p, const select_place &at,
                                   const select_piece &piece, share_inputs in, char *memory)
 {
-    float2 *total = (float2 *)memory;
-    ranked_page *lists = a.merged ? (ranked_page *)(memory + totals_bytes(v.heads)) : piece.best;
+    ranked_page *lists = a.merged ? (ranked_page *)memory : piece.best;
     float *scores = scores_of(a, b, p, at, piece.place);
-    if (v.bounds)
-        total_heads(in, v, piece.row, total);
+#pragma unroll 1
     for (int i = 0; i < piece.runs; i++) {
         const int first = piece.first + i * RUN, page = first + (int)threadIdx.x;
         const bool mine = threadIdx.x < RUN && page < at.pages;
         float score = mine && !v.bounds ? scores[page] : 0.0f;
         if (v.bounds)
-            score = add_shares(s.parts, in, v, b.max_pages, piece.row, first, total);
+            score = add_shares(s.parts, in, v, piece.row, first);
         if (v.bounds && mine && at.many())
             scores[page] = score;
         if (v.bounds && i + 1 < piece.runs)
-            fetch_shares(in, v, b.max_pages, piece.row, first + RUN);
+            fetch_shares(in, v, piece.row, first + RUN, 0);
         if (!at.many())
-            rank_scores(s, at, score, first, lists + i * BEST_MOST);
+            rank_scores(s, at, score, first, lists + i * at.stride);
         __syncthreads();
     }
     if (!a.merged || at.many())
@@ -182,14 +177,19 @@ __device__ static void take_piece(select_shared &s, const score_view &v, const s
 __device__ static void mark_rows(select_shared &s, const select_view &a, const batch_view &b,
                                  const plan_view &p, const select_place &at, unsigned *bitmap)
 {
-    const ranked_page *best = a.best + (size_t)at.local * p.act_cap * a.row_lists * BEST_MOST;
+    if (at.many()) {
+        for (int place = 0; place < at.rows; place++)
+            mark_row(s.pick, scores_of(a, b, p, at, place), at.pages, at.need, bitmap);
+        return;
+    }
+    const unsigned marked = (unsigned)__cvta_generic_to_shared(bitmap);
     const int lists = a.merged ? at.pieces : (at.pages + RUN - 1) / RUN;
-    for (int place = 0; at.many() && place < at.rows; place++)
-        mark_row(s.pick, scores_of(a, b, p, at, place), at.pages, at.need, bitmap);
-    for (int place = threadIdx.x / WARP; !at.many() && place < at.rows;
-         place += PICK_THREADS / WARP)
-        merge_lists(best + (size_t)place * a.row_lists * BEST_MOST, lists, at.need,
-                    [=](int, ranked_page x) { mark(bitmap, x.page); });
+#pragma unroll 1
+    for (int place = threadIdx.x / WARP; place < at.rows; place += PICK_THREADS / WARP) {
+        const size_t row = (size_t)at.local * p.act_cap + place;
+        merge_lists(a.best + row * a.row_lists * BEST_MOST, lists, at.need,
+                    [=](int, ranked_page x) { mark_shared(marked, x.page); });
+    }
     __syncthreads();
 }
 
@@ -200,6 +200,7 @@ __device__ static void mark_kept(const select_view &a, const batch_view &b, cons
     if (!at.choice.kept || !a.kept_pages)
         return;
     const size_t kept = (size_t)(b.seg_slot ? b.seg_slot[at.seg] : 0) * a.kept_lists + at.list;
+#pragma unroll 1
     for (int i = threadIdx.x; i < a.kept_count[kept]; i += PICK_THREADS) {
         const int page = a.kept_pages[kept * a.kept_cap + i];
         if (page < at.pages)
@@ -255,24 +256,25 @@ __device__ static void end_list(select_shared &s, const select_view &a, const ba
 __global__ void __launch_bounds__(PICK_THREADS, BLOCKS_AT_ONCE)
     plan_kernel(score_view v, select_view a, batch_view b, plan_view p)
 {
-    extern __shared__ __align__(16) char memory[]; // totals and lists of a piece; then a bitmap
+    extern __shared__ __align__(16) char memory[]; // lists of a piece's runs; then a bitmap
     __shared__ select_shared s;
     select_place at = find_place(a, b, p.lists, a.seg0 + blockIdx.z, blockIdx.y);
     select_piece piece = find_piece(v, a, p, at, blockIdx.x);
     begin_kernel();
-    at.active = p.act_count[at.seg];
-    share_inputs in;
+    share_inputs in; // fetched first: the number of rows is waited for at once
     if (v.bounds && at.need > 0)
-        fetch_shares(in, v, b.max_pages, piece.row, piece.first);
+        fetch_shares(in, v, piece.row, piece.first, 0);
+    at.active = p.act_count[at.seg];
     at.rows = at.need > 0 ? min(at.active, p.act_cap) : 0;
     const int items = at.rows * at.pieces, blocks = min(items, (int)gridDim.x);
     if ((int)blockIdx.x >= max(blocks, 1))
         return;
+#pragma unroll 1
     for (int item = blockIdx.x; item < items; item += gridDim.x) {
         if (item != (int)blockIdx.x) {
             piece = find_piece(v, a, p, at, item);
             if (v.bounds)
-                fetch_shares(in, v, b.max_pages, piece.row, piece.first);
+                fetch_shares(in, v, piece.row, piece.first, 0);
         }
         take_piece(s, v, a, b, p, at, piece, in, memory);
     }
@@ -350,9 +352,8 @@ static int launch_plan(const kern_cuda_ctx *ctx, const score_view &v, const sele
               blocks = items < each ? items : each;
     const size_t bitmap = bitmap_bytes(b.max_pages);
     const size_t lists = w.merged ? w.runs * BEST_MOST * sizeof(ranked_page) : 0;
-    const size_t piece = totals_bytes(v.heads) + lists;
     return enqueue(ctx, plan_kernel, dim3(blocks > 1 ? blocks : 1, p.lists, segs), PICK_THREADS,
-                   piece > bitmap ? piece : bitmap, v, w, b, p);
+                   lists > bitmap ? lists : bitmap, v, w, b, p);
 }
 
 // Segments [seg0, end), whose scores are complete.
@@ -386,7 +387,7 @@ extern "C" int kern_cuda_launch_page_plan(const kern_cuda_ctx *ctx, const kern_p
         return select_segs(ctx, select, 0, batch->sparse_segs);
     score_view v = score_view_of(ctx, &args->score);
     select_view w = select_view_of(ctx, select);
-    const size_t bytes = score_bytes(v, batch->max_pages);
+    const size_t bytes = score_bytes(v);
     const int most = segs_at_once(ctx, select, w, bytes);
     if (most == 0)
         return KERN_CUDA_NO_ROOM;
