@@ -81,23 +81,23 @@ template <int DIM_, int LANES> struct ampere {
 
 template <int DIM, int LANES>
 __global__ void __launch_bounds__((LANES / ROWS + FETCHERS) * WARP, 1)
-    mma_kernel(prefix_view a, batch_view b, plan_view p)
+    mma_kernel(attn_view a, batch_view b, plan_view p)
 {
     attend<ampere<DIM, LANES>>(a, b, p);
 }
 
 template <int DIM, int LANES>
-static int launch(const kern_cuda_ctx *ctx, const prefix_view &v, const batch_view &b,
+static int launch(const kern_cuda_ctx *ctx, const attn_view &v, const batch_view &b,
                   const plan_view &p)
 {
     return launch_attend<ampere<DIM, LANES>>(ctx, mma_kernel<DIM, LANES>, v, b, p);
 }
 
 template <int DIM>
-static int launch_lanes(const kern_cuda_ctx *ctx, const prefix_view &v, const batch_view &b,
+static int launch_lanes(const kern_cuda_ctx *ctx, const attn_view &v, const batch_view &b,
                         const plan_view &p)
 {
-    switch (v.lanes) {
+    switch (v.lanes.by) {
     case 16:
         return launch<DIM, 16>(ctx, v, b, p);
     case 32:
@@ -109,23 +109,23 @@ static int launch_lanes(const kern_cuda_ctx *ctx, const prefix_view &v, const ba
     }
 }
 
-int launch_mma(const kern_cuda_ctx *ctx, const prefix_view &v, const batch_view &b,
+int launch_mma(const kern_cuda_ctx *ctx, const attn_view &v, const batch_view &b,
                const plan_view &p)
 {
     return v.dim == 64 ? launch_lanes<64>(ctx, v, b, p) : launch_lanes<128>(ctx, v, b, p);
 }
 
-bool mma_takes(const prefix_view &v, const batch_view &b)
+bool mma_takes(const attn_view &v, const batch_view &b)
 {
     const bool pages = !v.page_lse || (b.page >= 8 && b.page <= KEYS);
-    const bool pairs = v.stride % 2 == 0; // queries are read two at a time
-    return (v.dim == 64 || v.dim == 128) && v.scale > 0.0f && pages && pairs;
+    const bool fours = v.stride % 4 == 0; // keys of blocks are read four at a time
+    return (v.dim == 64 || v.dim == 128) && v.scale > 0.0f && pages && fours;
 }
 
 // The rows of a segment in one tile, as far as a tile goes.
-prefix_shape mma_shape(const prefix_view &v, const batch_view &b)
+work_shape mma_shape(const attn_view &v, const batch_view &b)
 {
-    const int want = (b.rows + b.segs - 1) / b.segs * v.group;
+    const int want = (b.rows + b.segs - 1) / b.segs * v.group.by;
     const int lanes = want <= 16 ? 16 : want <= 32 ? 32 : want <= 64 ? 64 : 128;
     const size_t shared =
         v.dim == 64 ? sizeof(key_ring<ampere<64, 16>>) : sizeof(key_ring<ampere<128, 16>>);

@@ -24,7 +24,7 @@
 #ifndef KERNELS_CUDA_ATTN_MMA_CUH
 #define KERNELS_CUDA_ATTN_MMA_CUH
 
-#include "kernels/cuda/attn_prefix.cuh"
+#include "kernels/cuda/attn_work.cuh"
 
 enum { KEYS = 64, ROWS = 16, FETCHERS = 4 };
 
@@ -32,7 +32,7 @@ template <class C> struct key_ring {
     __nv_bfloat16 k[C::STAGES][KEYS * C::DIM], v[C::STAGES][KEYS * C::DIM];
     char q[C::QUERIES];
     uint64_t full[C::STAGES], empty[C::STAGES];
-    int share[WARP + 2];
+    share_room room;
 };
 
 // A stage of the ring, and the parity of the round in which it is visited.
@@ -58,14 +58,6 @@ __device__ inline unsigned pack(float low, float high)
 {
     const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
     return *(const unsigned *)&two;
-}
-
-// 2^x; results below the normal numbers are 0.
-__device__ inline float power(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
 }
 
 __device__ inline float quad_max(float x)
@@ -154,53 +146,106 @@ __device__ inline unsigned chunk_at(int row, int chunk)
     return (unsigned)((chunk / 8 * KEYS + row) * 128 + (chunk % 8 ^ (row & 7)) * 16);
 }
 
-// Row of K and V, as [*, dim], that holds a token of the list.
-__device__ inline unsigned token_row(const prefix_view &a, const batch_view &b,
-                                     const prefix_tile &t, int shift, int token)
+enum { NO_ROW = -1 };
+
+// Row of K and V, as [*, dim], that holds a token of the tile's list.
+__device__ inline int token_row(const attn_view &a, const batch_view &b, const work_piece &piece,
+                                int token)
 {
-    const int *table = b.page_table + (size_t)t.seg * b.max_pages;
-    const int page = table[listed_page(t, token >> shift)];
-    return ((unsigned)(page * a.kv_heads + t.kv_head) << shift) + (token & (b.page - 1));
+    if (token >= piece.end)
+        return NO_ROW;
+    const work_tile &t = piece.t;
+    const int shift = __ffs(b.page) - 1;
+    const int page = b.page_table[(size_t)t.seg * b.max_pages + listed_page(t, token >> shift)];
+    return ((page * a.kv_heads.by + t.kv_head) << shift) + (token & (b.page - 1));
 }
 
-// A fetching warp's part of a stage, of the keys from `token` on. What is looked up for
-// the stage is on its way while the warp waits for room.
+// A fetching warp's part of a stage: 16 keys, the rows of whose pages its threads know.
 template <class C>
-__device__ void fetch(key_ring<C> &ring, const prefix_view &a, const batch_view &b,
-                      const prefix_piece &piece, int token, const ring_place<C> &at,
+__device__ void fetch(key_ring<C> &ring, const attn_view &a, int mine, const ring_place<C> &at,
                       uint64_t policy)
 {
     enum { CHUNKS = C::DIM / 8, STEP = WARP / CHUNKS, MINE = KEYS / FETCHERS };
-    const unsigned none = 0xffffffffu;
-    const int thread = threadIdx.x % WARP, chunk = thread % CHUNKS, shift = __ffs(b.page) - 1;
-    const int row0 = (threadIdx.x / WARP - C::WARPS) * MINE, place = token + row0 + thread % MINE;
-    const unsigned mine = place < piece.end ? token_row(a, b, piece.t, shift, place) : none;
+    const int thread = threadIdx.x % WARP, chunk = thread % CHUNKS;
+    const int row0 = (threadIdx.x / WARP - C::WARPS) * MINE;
     barrier_wait(&ring.empty[at.stage], at.parity ^ 1);
     const unsigned k = shared_address(ring.k[at.stage]), v = shared_address(ring.v[at.stage]);
     const __nv_bfloat16 *const from_k = (const __nv_bfloat16 *)a.k + chunk * 8;
     const __nv_bfloat16 *const from_v = (const __nv_bfloat16 *)a.v + chunk * 8;
 #pragma unroll
     for (int i = 0; i < MINE; i += STEP) {
-        const int row = i + thread / CHUNKS;
-        const unsigned from = __shfl_sync(ALL_LANES, mine, row);
-        const size_t offset = (size_t)(from == none ? 0 : from) * C::DIM;
+        const int row = i + thread / CHUNKS, from = __shfl_sync(ALL_LANES, mine, row);
+        const size_t offset = (size_t)(from == NO_ROW ? 0 : from) * C::DIM;
         const unsigned to = chunk_at(row0 + row, chunk);
-        copy_async(k + to, from_k + offset, from != none, policy);
-        copy_async(v + to, from_v + offset, from != none, policy);
+        copy_async(k + to, from_k + offset, from != NO_ROW, policy);
+        copy_async(v + to, from_v + offset, from != NO_ROW, policy);
     }
     arrive_copies(&ring.full[at.stage]);
 }
 
+// What is looked up for the next stage is on its way while the warp waits for room.
+template <class C>
+__device__ void fetch_pages(key_ring<C> &ring, const attn_view &a, const batch_view &b,
+                            const work_piece &piece, ring_place<C> &at, uint64_t policy)
+{
+    enum { MINE = KEYS / FETCHERS };
+    int token = piece.first + (threadIdx.x / WARP - C::WARPS) * MINE + threadIdx.x % MINE;
+    int row = token_row(a, b, piece, token);
+    for (int left = piece.end - piece.first; left > 0; left -= KEYS, at.advance()) {
+        token += KEYS;
+        const int next = token_row(a, b, piece, token);
+        fetch(ring, a, row, at, policy);
+        row = next;
+    }
+}
+
+// Eight channels, rounded to bf16.
+__device__ inline uint4 narrow_chunk(const float *from)
+{
+    const float4 low = *(const float4 *)from, high = *(const float4 *)(from + 4);
+    return make_uint4(pack(low.x, low.y), pack(low.z, low.w), pack(high.x, high.y),
+                      pack(high.z, high.w));
+}
+
+// The same for keys of a block, which are among the rows; each warp takes every fourth run.
+template <class C>
+__device__ void fetch_own(key_ring<C> &ring, const attn_view &a, const work_piece &piece,
+                          ring_place<C> &at)
+{
+    enum { CHUNKS = C::DIM / 8, STEP = WARP / CHUNKS };
+    const int thread = threadIdx.x % WARP, chunk = thread % CHUNKS;
+    const int row0 = (threadIdx.x / WARP - C::WARPS) * STEP + thread / CHUNKS;
+    const int to_value = a.kv_heads.by * C::DIM;
+    for (int token = piece.first; token < piece.end; token += KEYS, at.advance()) {
+        barrier_wait(&ring.empty[at.stage], at.parity ^ 1);
+        char *const k = (char *)ring.k[at.stage], *const v = (char *)ring.v[at.stage];
+#pragma unroll 2
+        for (int row = row0; row < KEYS; row += STEP * FETCHERS) {
+            uint4 key = {}, value = {};
+            if (token + row < piece.end) {
+                const float *const from = own_key(a, piece.t, token + row) + chunk * 8;
+                key = narrow_chunk(from);
+                value = narrow_chunk(from + to_value);
+            }
+            *(uint4 *)(k + chunk_at(row, chunk)) = key;
+            *(uint4 *)(v + chunk_at(row, chunk)) = value;
+        }
+        barrier_arrive(&ring.full[at.stage]);
+    }
+}
+
 // The work of a fetching warp.
 template <class C>
-__device__ void fetch_share(key_ring<C> &ring, const prefix_view &a, const batch_view &b,
-                            const plan_view &p, prefix_share share)
+__device__ void fetch_share(key_ring<C> &ring, const attn_view &a, const batch_view &b,
+                            const plan_view &p, work_share &share)
 {
     const uint64_t policy = read_once();
     ring_place<C> at;
-    for (prefix_piece piece; next_piece(a, b, p, share, &piece);)
-        for (int token = piece.first; token < piece.end; token += KEYS, at.advance())
-            fetch(ring, a, b, piece, token, at, policy);
+    for (work_piece piece; next_piece(a, b, p, ring.room, share, piece);)
+        if (piece.t.own)
+            fetch_own(ring, a, piece, at);
+        else
+            fetch_pages(ring, a, b, piece, at, policy);
 }
 
 // ---- a warp's 16 lanes ----------------------------------------------------------------
@@ -214,20 +259,19 @@ template <int DIM> struct mma_lanes {
 };
 
 template <class C>
-__device__ void load_lanes(mma_lanes<C::DIM> &w, typename C::queries &queries, const prefix_view &a,
-                           const batch_view &b, const prefix_piece &piece, int lane0)
+__device__ void load_lanes(mma_lanes<C::DIM> &w, typename C::queries &queries, const attn_view &a,
+                           const batch_view &b, const work_piece &piece, int lane0)
 {
     enum { DIM = C::DIM };
-    const prefix_tile &t = piece.t;
+    const work_tile &t = piece.t;
     const int thread = threadIdx.x % WARP;
     const float *q[2];
     for (int r = 0; r < 2; r++) {
         const int lane = lane0 + thread / 4 + 8 * r;
         const bool in = lane < t.lanes;
         const int row = in ? lane_row(a, t, lane) : 0, head = in ? lane_head(a, t, lane) : 0;
-        const int tokens = in ? list_tokens(b, t.list, t.list_count, b.prefix(row)) : 0;
-        q[r] = in ? a.q + (size_t)row * a.stride + (size_t)head * DIM : nullptr;
-        w.limit[r] = min(tokens, piece.end);
+        q[r] = in ? a.qkv + (size_t)row * a.stride + (size_t)head * DIM : nullptr;
+        w.limit[r] = in ? min(lane_tokens(b, t, row), piece.end) : 0;
         w.page_lse[r] = in ? lane_page_lse(a, b, t, lane) : nullptr;
         w.m[r] = -CUDART_INF_F;
         w.l[r] = 0.0f;
@@ -305,51 +349,55 @@ __device__ inline void pack_weights(const float (&s)[KEYS / 8][4], unsigned (&p)
 // sums are the product of the weights with ones where a key lies in a page, so that they
 // cost a thirtieth of what the values do. A page whose weights underflow gets -infinity.
 template <int DIM>
-__device__ void sum_pages(const mma_lanes<DIM> &w, const batch_view &b, const prefix_tile &t,
+__device__ void sum_pages(const mma_lanes<DIM> &w, const batch_view &b, const work_tile &t,
                           int first, const unsigned (&p)[KEYS / 16][4])
 {
-    const float log2 = 0.69314718f;
     const unsigned ones = 0x3f803f80u;
+    const int shift = __ffs(b.page) - 1;
     const int thread = threadIdx.x % WARP, key = thread % 4 * 2, page = thread / 4;
     float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
     for (int k = 0; k < KEYS / 16; k++)
-        multiply(sums, p[k], (k * 16 + key) / b.page == page ? ones : 0,
-                 (k * 16 + key + 8) / b.page == page ? ones : 0);
+        multiply(sums, p[k], (k * 16 + key) >> shift == page ? ones : 0,
+                 (k * 16 + key + 8) >> shift == page ? ones : 0);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const int from = first + (thread % 4 * 2 + i % 2) * b.page; // its first token
+        const int from = first + ((thread % 4 * 2 + i % 2) << shift); // its first token
         if (w.page_lse[i / 2] && from < min(first + KEYS, w.limit[i / 2]))
-            w.page_lse[i / 2][listed_page(t, from / b.page)] = w.m[i / 2] * log2 + __logf(sums[i]);
+            w.page_lse[i / 2][listed_page(t, from >> shift)] = w.m[i / 2] * LN_2 + __logf(sums[i]);
     }
 }
 
 template <int DIM>
-__device__ void store_lanes(const mma_lanes<DIM> &w, const prefix_view &a,
-                            const prefix_piece &piece, int lane0)
+__device__ void store_lanes(const mma_lanes<DIM> &w, const attn_view &a, const work_piece &piece,
+                            int lane0)
 {
+    const work_tile &t = piece.t;
     const int thread = threadIdx.x % WARP;
-    const float log2 = 0.69314718f;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int lane = lane0 + thread / 4 + 8 * r;
-        const float l = quad_sum(w.l[r]), m = w.m[r] * log2;
-        if (lane >= piece.t.lanes)
+        const float l = quad_sum(w.l[r]);
+        if (lane >= t.lanes)
             continue;
         const bool whole = piece.slot < 0;
-        const size_t at =
-            whole ? (size_t)lane_row(a, piece.t, lane) * a.heads + lane_head(a, piece.t, lane)
-                  : (size_t)piece.slot * a.lanes + lane;
+        const size_t at = whole ? (size_t)lane_row(a, t, lane) * a.heads.by + lane_head(a, t, lane)
+                                : (size_t)lane * a.workers + piece.slot;
         if (thread % 4 == 0 && whole)
-            a.lse[at] = l > 0.0f ? m + logf(l) : -CUDART_INF_F;
+            (t.own ? a.own_lse : a.lse)[at] = l > 0.0f ? w.m[r] * LN_2 + logf(l) : -CUDART_INF_F;
         if (thread % 4 == 0 && !whole)
-            a.stat[at] = make_float2(m, l);
+            a.stat[at] = make_float2(w.m[r], l);
         const float factor = !whole ? 1.0f : l > 0.0f ? 1.0f / l : 0.0f;
-        float *out = (whole ? a.o : a.part) + at * DIM + thread % 4 * 2;
+        float *to = (whole ? a.o : a.part) + at * DIM + thread % 4 * 2;
+        const size_t out = at * DIM + thread % 4 * 2;
 #pragma unroll
-        for (int n = 0; n < DIM / 8; n++)
-            *(float2 *)(out + n * 8) =
-                make_float2(w.o[n][2 * r] * factor, w.o[n][2 * r + 1] * factor);
+        for (int n = 0; n < DIM / 8; n++) {
+            const float x = w.o[n][2 * r] * factor, y = w.o[n][2 * r + 1] * factor;
+            if (t.own)
+                a.out.set_two(out + n * 8, x, y);
+            else
+                *(float2 *)(to + n * 8) = make_float2(x, y);
+        }
     }
 }
 
@@ -358,7 +406,7 @@ __device__ void store_lanes(const mma_lanes<DIM> &w, const prefix_view &a,
 // A warp's lanes take the keys of a stage, of which `first` is the first.
 template <class C>
 __device__ void take_keys(key_ring<C> &ring, mma_lanes<C::DIM> &w, const typename C::queries &q,
-                          const batch_view &b, const prefix_tile &t, float scale, bool measures,
+                          const batch_view &b, const work_tile &t, float scale, bool measures,
                           int first, int stage)
 {
     float s[KEYS / 8][4];
@@ -375,14 +423,14 @@ __device__ void take_keys(key_ring<C> &ring, mma_lanes<C::DIM> &w, const typenam
 
 // The work of the warps that own lanes. Those without lanes in a tile let its keys pass.
 template <class C>
-__device__ void take_share(key_ring<C> &ring, const prefix_view &a, const batch_view &b,
-                           const plan_view &p, prefix_share share)
+__device__ void take_share(key_ring<C> &ring, const attn_view &a, const batch_view &b,
+                           const plan_view &p, work_share &share)
 {
     const int warp = threadIdx.x / WARP, lane0 = warp * ROWS;
-    const float scale = a.scale * 1.44269504f; // of exponents to base 2
+    const float scale = a.scale * LOG2_E; // of exponents to base 2
     ring_place<C> at;
     typename C::queries q(ring.q);
-    for (prefix_piece piece; next_piece(a, b, p, share, &piece);) {
+    for (work_piece piece; next_piece(a, b, p, ring.room, share, piece);) {
         mma_lanes<C::DIM> w;
         load_lanes<C>(w, q, a, b, piece, lane0);
         const bool works = warp / C::GROUP * C::GROUP * ROWS < piece.t.lanes;
@@ -402,7 +450,7 @@ __device__ void take_share(key_ring<C> &ring, const prefix_view &a, const batch_
 }
 
 template <class C>
-__device__ void attend(const prefix_view &a, const batch_view &b, const plan_view &p)
+__device__ void attend(const attn_view &a, const batch_view &b, const plan_view &p)
 {
     extern __shared__ __align__(1024) char memory[];
     key_ring<C> &ring = *(key_ring<C> *)memory;
@@ -410,8 +458,7 @@ __device__ void attend(const prefix_view &a, const batch_view &b, const plan_vie
         barrier_init(&ring.full[threadIdx.x], FETCHERS * WARP);
         barrier_init(&ring.empty[threadIdx.x], C::WARPS);
     }
-    begin_kernel();
-    const prefix_share share = find_share(a, b, p, ring.share); // and the barriers are there
+    work_share share = begin_share(a, b, p, ring.room);
     if (threadIdx.x / WARP >= C::WARPS)
         fetch_share(ring, a, b, p, share);
     else
@@ -419,8 +466,8 @@ __device__ void attend(const prefix_view &a, const batch_view &b, const plan_vie
 }
 
 template <class C>
-int launch_attend(const kern_cuda_ctx *ctx, void (*kernel)(prefix_view, batch_view, plan_view),
-                  const prefix_view &v, const batch_view &b, const plan_view &p)
+int launch_attend(const kern_cuda_ctx *ctx, void (*kernel)(attn_view, batch_view, plan_view),
+                  const attn_view &v, const batch_view &b, const plan_view &p)
 {
     const size_t shared = sizeof(key_ring<C>);
     const int error =

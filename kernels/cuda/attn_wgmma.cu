@@ -155,26 +155,26 @@ template <int DIM_> struct hopper {
 
 template <int DIM>
 __global__ void __launch_bounds__((8 + FETCHERS) * WARP, 1)
-    wgmma_kernel(prefix_view a, batch_view b, plan_view p)
+    wgmma_kernel(attn_view a, batch_view b, plan_view p)
 {
 #if HAS_WGMMA
     attend<hopper<DIM>>(a, b, p);
 #endif
 }
 
-int launch_wgmma(const kern_cuda_ctx *ctx, const prefix_view &v, const batch_view &b,
+int launch_wgmma(const kern_cuda_ctx *ctx, const attn_view &v, const batch_view &b,
                  const plan_view &p)
 {
     return v.dim == 64 ? launch_attend<hopper<64>>(ctx, wgmma_kernel<64>, v, b, p)
                        : launch_attend<hopper<128>>(ctx, wgmma_kernel<128>, v, b, p);
 }
 
-bool wgmma_takes(const kern_cuda_ctx *ctx, const prefix_view &v, const batch_view &b)
+bool wgmma_takes(const kern_cuda_ctx *ctx, const attn_view &v, const batch_view &b)
 {
     return ctx->wgmma && mma_takes(v, b) && mma_shape(v, b).lanes == 128;
 }
 
-prefix_shape wgmma_shape(const prefix_view &v)
+work_shape wgmma_shape(const attn_view &v)
 {
     return {128, KEYS, 1,
             v.dim == 64 ? sizeof(key_ring<hopper<64>>) : sizeof(key_ring<hopper<128>>)};

@@ -116,6 +116,15 @@ struct any_cells {
         else
             ((__half *)at)[i] = from_f32<__half>(x);
     }
+    __device__ void set_two(size_t i, float x, float y) const // i is even
+    {
+        if (dtype == KERN_BF16) {
+            *(__nv_bfloat162 *)((__nv_bfloat16 *)at + i) = __floats2bfloat162_rn(x, y);
+        } else {
+            set(i, x);
+            set(i + 1, y);
+        }
+    }
 };
 
 static inline any_cells cells(const kern_buf *buf)
@@ -255,6 +264,8 @@ __device__ inline int list_tokens(const batch_view &b, const int *list, int coun
 {
     if (count <= 0)
         return count < 0 ? prefix : 0;
+    if ((prefix & (b.page - 1)) == 0) // all pages are whole
+        return count * b.page;
     return (count - 1) * b.page + b.page_tokens(list[count - 1], prefix);
 }
 

@@ -1,27 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prefix attention: the choice of a kernel and of the cut, and a kernel for any shape in f32
-// arithmetic. The bf16 shapes that matter go to attn_mma.cu and attn_wgmma.cu.
-#include "kernels/cuda/attn_prefix.cuh"
+// Attention to prefixes and blocks: the choice of a kernel and of the cut, and a kernel for
+// any shape in f32 arithmetic. The bf16 shapes that matter go to attn_mma.cu and attn_wgmma.cu.
 #include "kernels/cuda/attn_tile.cuh"
+#include "kernels/cuda/attn_work.cuh"
 
 template <typename T> struct page_keys {
     typedef T type;
-    const prefix_view &a;
+    const attn_view &a;
     const batch_view &b;
-    const prefix_tile &t;
+    const work_tile &t;
 
     __device__ void at(int token, const T **k, const T **v) const
     {
         const int page = b.page_table[(size_t)t.seg * b.max_pages + listed_page(t, token / b.page)];
-        const size_t row = ((size_t)page * a.kv_heads + t.kv_head) * b.page + token % b.page;
+        const size_t row = ((size_t)page * a.kv_heads.by + t.kv_head) * b.page + token % b.page;
         *k = (const T *)a.k + row * a.dim;
         *v = (const T *)a.v + row * a.dim;
     }
 };
 
+struct block_keys {
+    typedef float type;
+    const attn_view &a;
+    const work_tile &t;
+
+    __device__ void at(int token, const float **k, const float **v) const
+    {
+        *k = own_key(a, t, token);
+        *v = *k + a.kv_heads.by * a.dim;
+    }
+};
+
 // Adds the log-sum-exp of a lane's scores per page; the thread holds the score of key
 // `first` + its number. Units are whole pages, so a page is one warp's, in order.
-__device__ static void add_page_lse(const prefix_tile &t, float *page_lse, int page, int first,
+__device__ static void add_page_lse(const work_tile &t, float *page_lse, int page, int first,
                                     int limit, float s)
 {
     const int width = min(page, WARP), key = first + threadIdx.x % WARP;
@@ -40,31 +52,35 @@ __device__ static void add_page_lse(const prefix_tile &t, float *page_lse, int p
 }
 
 template <int DIM, int R>
-__device__ static void store_lane(const prefix_view &a, const prefix_piece &piece, int lane,
-                                  float m, float l, const float *o)
+__device__ static void store_lane(const attn_view &a, const work_piece &piece, int lane, float m,
+                                  float l, const float *o)
 {
+    const work_tile &t = piece.t;
     const int thread = threadIdx.x % WARP;
     const bool whole = piece.slot < 0;
-    const size_t at =
-        whole ? (size_t)lane_row(a, piece.t, lane) * a.heads + lane_head(a, piece.t, lane)
-              : (size_t)piece.slot * a.lanes + lane;
+    const size_t at = whole ? (size_t)lane_row(a, t, lane) * a.heads.by + lane_head(a, t, lane)
+                            : (size_t)lane * a.workers + piece.slot;
     if (thread == 0 && whole)
-        a.lse[at] = l > 0.0f ? m + logf(l) : -CUDART_INF_F;
+        (t.own ? a.own_lse : a.lse)[at] = l > 0.0f ? m + logf(l) : -CUDART_INF_F;
     if (thread == 0 && !whole)
-        a.stat[at] = make_float2(m, l);
+        a.stat[at] = make_float2(m * LOG2_E, l);
     const float divisor = !whole ? 1.0f : l > 0.0f ? l : CUDART_INF_F;
-    float *out = (whole ? a.o : a.part) + at * a.dim;
+    float *to = whole ? a.o : a.part;
 #pragma unroll
-    for (int i = 0; i < DIM / WARP; i++)
-        if (thread + i * WARP < a.dim)
-            out[thread + i * WARP] = o[i] / divisor;
+    for (int i = 0; i < DIM / WARP; i++) {
+        const int c = thread + i * WARP;
+        if (c < a.dim && t.own)
+            a.out.set(at * a.dim + c, o[i] / divisor);
+        else if (c < a.dim)
+            to[at * a.dim + c] = o[i] / divisor;
+    }
 }
 
-template <typename T, int DIM, int R>
-__device__ static void take_piece(attn_shared<DIM, R> &shared, const prefix_view &a,
-                                  const batch_view &b, const prefix_piece &piece)
+template <int DIM, int R, typename Keys>
+__device__ static void take_piece(attn_shared<DIM, R> &shared, const attn_view &a,
+                                  const batch_view &b, const work_piece &piece, const Keys &keys)
 {
-    const prefix_tile &t = piece.t;
+    const work_tile &t = piece.t;
     const int lane0 = threadIdx.x / WARP * R;
     attn_lanes<DIM, R> lanes;
     lanes.clear();
@@ -74,13 +90,12 @@ __device__ static void take_piece(attn_shared<DIM, R> &shared, const prefix_view
         const bool in = lane0 + r < t.lanes;
         const int row = in ? lane_row(a, t, lane0 + r) : 0;
         const int head = in ? lane_head(a, t, lane0 + r) : 0;
-        lanes.limit[r] = in ? list_tokens(b, t.list, t.list_count, b.prefix(row)) : 0;
+        lanes.limit[r] = in ? lane_tokens(b, t, row) : 0;
         page_lse[r] = in ? lane_page_lse(a, b, t, lane0 + r) : nullptr;
         attn_load_query(shared, lane0 + r,
-                        in ? a.q + (size_t)row * a.stride + (size_t)head * a.dim : nullptr, a.dim,
+                        in ? a.qkv + (size_t)row * a.stride + (size_t)head * a.dim : nullptr, a.dim,
                         a.scale);
     }
-    const page_keys<T> keys = {a, b, t};
     for (int first = piece.first; first < piece.end; first += TILE_KEYS) {
         __syncthreads();
         attn_load_keys(shared, keys, first, piece.end, a.dim);
@@ -100,31 +115,35 @@ __device__ static void take_piece(attn_shared<DIM, R> &shared, const prefix_view
 }
 
 template <typename T, int DIM, int R>
-__global__ void __launch_bounds__(TILE_THREADS)
-    prefix_kernel(prefix_view a, batch_view b, plan_view p)
+__global__ void __launch_bounds__(TILE_THREADS) any_kernel(attn_view a, batch_view b, plan_view p)
 {
     extern __shared__ __align__(16) char memory[];
-    __shared__ int found[WARP + 2];
-    begin_kernel();
-    prefix_share share = find_share(a, b, p, found);
-    for (prefix_piece piece; next_piece(a, b, p, share, &piece);)
-        take_piece<T>(*(attn_shared<DIM, R> *)memory, a, b, piece);
+    __shared__ share_room room;
+    attn_shared<DIM, R> &shared = *(attn_shared<DIM, R> *)memory;
+    work_share share = begin_share(a, b, p, room);
+    for (work_piece piece; next_piece(a, b, p, room, share, piece);) {
+        const work_tile &t = piece.t;
+        if (t.own)
+            take_piece(shared, a, b, piece, block_keys{a, t});
+        else
+            take_piece(shared, a, b, piece, page_keys<T>{a, b, t});
+    }
 }
 
 template <typename T, int DIM, int R>
-static int launch_tiles(const kern_cuda_ctx *ctx, const prefix_view &v, const batch_view &b,
+static int launch_tiles(const kern_cuda_ctx *ctx, const attn_view &v, const batch_view &b,
                         const plan_view &p)
 {
     const size_t shared = sizeof(attn_shared<DIM, R>);
     const int error = cudaFuncSetAttribute(
-        prefix_kernel<T, DIM, R>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+        any_kernel<T, DIM, R>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
     return error ? error
-                 : enqueue(ctx, prefix_kernel<T, DIM, R>, dim3(v.workers), TILE_THREADS, shared, v,
-                           b, p);
+                 : enqueue(ctx, any_kernel<T, DIM, R>, dim3(v.workers), TILE_THREADS, shared, v, b,
+                           p);
 }
 
 template <typename T>
-static int launch_dim(const kern_cuda_ctx *ctx, const prefix_view &v, const batch_view &b,
+static int launch_dim(const kern_cuda_ctx *ctx, const attn_view &v, const batch_view &b,
                       const plan_view &p)
 {
     return v.dim <= 64    ? launch_tiles<T, 64, 4>(ctx, v, b, p)
@@ -132,7 +151,7 @@ static int launch_dim(const kern_cuda_ctx *ctx, const prefix_view &v, const batc
                           : launch_tiles<T, 256, 2>(ctx, v, b, p);
 }
 
-static prefix_shape any_shape(const prefix_view &v, const batch_view &b)
+static work_shape any_shape(const attn_view &v, const batch_view &b)
 {
     const size_t shared = v.dim <= 64    ? sizeof(attn_shared<64, 4>)
                           : v.dim <= 128 ? sizeof(attn_shared<128, 4>)
@@ -142,28 +161,33 @@ static prefix_shape any_shape(const prefix_view &v, const batch_view &b)
 }
 
 // Cuts the work by the shape of a kernel, and lays out the workspace; false: no room.
-static bool cut(const kern_cuda_ctx *ctx, const batch_view &b, prefix_shape shape, prefix_view *v)
+static bool cut(const kern_cuda_ctx *ctx, const batch_view &b, work_shape shape, attn_view *v)
 {
     enum { RESERVED = 1024 }; // shared memory that a block takes beside its own
-    const int fit = (int)(ctx->shared / (shape.shared + RESERVED)), block = b.block * v->group;
-    v->lanes = shape.lanes;
-    v->keys = shape.keys;
-    v->spare = block % v->lanes ? 1 : 0;
-    v->tiles = (int)blocks_of((size_t)b.rows * v->group, v->lanes) + v->spare * b.segs;
+    const int fit = (int)(ctx->shared / (shape.shared + RESERVED));
+    const int group = v->group.by, block = b.block < b.rows ? b.block : b.rows;
+    v->lanes = divide_by(shape.lanes);
+    v->keys = divide_by(shape.keys);
+    v->parts = divide_by((int)blocks_of((size_t)block * group, shape.lanes));
+    v->spare = b.block * group % shape.lanes ? 1 : 0;
+    v->numbers =
+        ((int)blocks_of((size_t)b.rows * group, shape.lanes) + v->spare * b.segs) * v->kv_heads.by;
+    v->blocks = (int)blocks_of(b.rows, b.block) * v->parts.by * v->kv_heads.by;
     v->workers = ctx->sms * (fit < 1 ? 1 : fit < shape.blocks ? fit : shape.blocks);
-    const size_t numbers = (size_t)v->tiles * v->kv_heads, slots = 2 * (size_t)v->workers;
-    v->home = (int2 *)ctx->workspace;
-    v->stat = (float2 *)(v->home + numbers);
-    v->part = (float *)(v->stat + (slots * v->lanes + 1) / 2 * 2); // aligned to 16 bytes
-    return (char *)(v->part + slots * v->lanes * v->dim) <=
+    const size_t slots = 2 * (size_t)v->workers;
+    v->part = (float *)ctx->workspace;
+    v->stat = (float2 *)(v->part + (slots * shape.lanes * v->dim + 3) / 4 * 4);
+    v->home = (int2 *)(v->stat + slots * shape.lanes);
+    v->own_lse = (float *)(v->home + v->numbers);
+    return (char *)(v->own_lse + (size_t)b.rows * v->heads.by) <=
            (char *)ctx->workspace + ctx->workspace_bytes;
 }
 
-int launch_prefix(const kern_cuda_ctx *ctx, bool narrow, const batch_view &b, const plan_view &p,
-                  prefix_view *v)
+int launch_work(const kern_cuda_ctx *ctx, bool narrow, const batch_view &b, const plan_view &p,
+                attn_view *v)
 {
     const bool mma = narrow && mma_takes(*v, b), wgmma = narrow && wgmma_takes(ctx, *v, b);
-    const prefix_shape shape = wgmma ? wgmma_shape(*v) : mma ? mma_shape(*v, b) : any_shape(*v, b);
+    const work_shape shape = wgmma ? wgmma_shape(*v) : mma ? mma_shape(*v, b) : any_shape(*v, b);
     if (!cut(ctx, b, shape, v))
         return KERN_CUDA_NO_ROOM;
     return wgmma    ? launch_wgmma(ctx, *v, b, p)

@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the attention kernels share: which lanes and keys a block works on, and where it
+// leaves them.
+//
+// A lane is a row and a query head of a KV head's group. A tile is up to `lanes` consecutive
+// lanes for one KV head and the keys that they read: active rows of a segment and their
+// prefix, or all rows of a block and the block itself. Tokens of prefixes are cut into units
+// of `keys` tokens; a block is one unit. Every worker begins with its share of the blocks and
+// takes of the units of all prefixes, one after another, so many that it has as many units as
+// the others or one more, wherever that cuts a tile. Where there are fewer units than workers,
+// so many work. So the grid is fixed by the batch's shape while every multiprocessor reads the
+// same number of keys, whichever rows are active and whatever they read.
+//
+// A share is a run of pieces, each of one tile. A piece that is a whole tile goes to `o` and
+// `lse`, a block to `out` and `own_lse`; of a tile that is cut, every worker leaves (m, l, o)
+// in the workspace. attention.cu adds these in order and merges the rows' two parts in `out`. At most two pieces of a share are
+// parts of tiles: one that goes on with its tile, and the last, which begins its tile.
+#ifndef KERNELS_CUDA_ATTN_WORK_CUH
+#define KERNELS_CUDA_ATTN_WORK_CUH
+
+#include "kernels/cuda/common.cuh"
+
+// Quotients of numbers x >= 0 with x * by < 2^31, without the 25 instructions of a division:
+// a kernel's start is a chain of them.
+struct divider {
+    int by;
+    unsigned factor; // 2^31 / by, rounded up
+
+    __device__ int of(int x) const
+    {
+        return (int)((unsigned long long)x * factor >> 31);
+    }
+};
+
+static inline divider divide_by(int by)
+{
+    return {by, (0x80000000u + (unsigned)by - 1) / (unsigned)by};
+}
+
+struct attn_view {
+    const float *qkv; // [rows, stride]
+    const void *k, *v;
+    float *o, *lse;
+    float *page_lse; // or NULL
+    any_cells out;   // first of the rows' own blocks
+    int stride, dim;
+    divider heads, kv_heads, group;
+    float scale;
+    divider lanes; // of a tile, a power of two
+    divider keys;  // of a unit
+    divider parts; // tiles of a block
+    int spare;     // 1 where a segment may need a tile more than its lanes fill, else 0
+    int numbers;   // upper bound of the numbers of prefix tiles
+    int blocks;    // tiles of blocks
+    int workers;   // blocks of the kernel
+
+    // In the workspace.
+    float *own_lse; // as lse, of the rows' own blocks
+    int2 *home;     // [numbers]: the first and the last worker of a tile
+    float2 *stat;   // [2, lanes, workers]: m (to base 2), l
+    float *part;    // [2, lanes, workers, dim]: o
+};
+
+struct work_tile {
+    bool own; // a block, not a prefix
+    int seg, kv_head, lane0, lanes;
+    int row0, count; // rows of the segment or block
+    const int *rows; // the active ones of them; NULL: all
+    const int *list;
+    int list_count; // -1: every page
+    int prefix;     // before the first row
+    int tokens;     // most that a lane of the tile reads
+    bool level;     // all lanes read so many
+};
+
+__device__ inline int lane_row(const attn_view &a, const work_tile &t, int lane)
+{
+    const int i = a.group.of(t.lane0 + lane);
+    return t.rows ? t.rows[i] : t.row0 + i;
+}
+
+__device__ inline int lane_head(const attn_view &a, const work_tile &t, int lane)
+{
+    const int i = t.lane0 + lane;
+    return t.kv_head * a.group.by + i - a.group.of(i) * a.group.by;
+}
+
+// The first tile of a segment. Segments are whole blocks of rows, but for the batch's end.
+__device__ inline int first_tile(const attn_view &a, int seg, int row0)
+{
+    return a.lanes.of(row0 * a.group.by) + a.spare * seg;
+}
+
+// Before begin_kernel the L1 may still hold what an earlier kernel found there.
+template <bool EARLY> __device__ inline int peek(const int *from)
+{
+    return EARLY ? __ldcg(from) : *from;
+}
+
+// What the host says of prefix tile number `number`: EARLY, before begin_kernel.
+template <bool EARLY>
+__device__ inline work_tile place_tile(const attn_view &a, const batch_view &b, int number)
+{
+    work_tile t = {};
+    const int tile = a.kv_heads.of(number);
+    t.kv_head = number - tile * a.kv_heads.by;
+    for (int high = b.segs - 1; t.seg < high;) { // the last that begins here or before
+        const int middle = (t.seg + high + 1) / 2;
+        if (first_tile(a, middle, peek<EARLY>(b.seg_row0 + middle)) <= tile)
+            t.seg = middle;
+        else
+            high = middle - 1;
+    }
+    t.row0 = peek<EARLY>(b.seg_row0 + t.seg);
+    t.count = peek<EARLY>(b.seg_row0 + t.seg + 1) - t.row0;
+    t.level = t.count <= b.block;
+    t.lane0 = (tile - first_tile(a, t.seg, t.row0)) * a.lanes.by;
+    t.prefix = peek<EARLY>(b.pos + t.row0) / b.block * b.block;
+    return t;
+}
+
+// What the plan adds. The tile may have no lanes: then what it reads is not set.
+__device__ inline void fill_tile(const attn_view &a, const batch_view &b, const plan_view &p,
+                                 work_tile &t)
+{
+    const int active = p.act_count[t.seg];
+    t.list = p.list(t.seg, p.lists == 1 ? 0 : t.kv_head, &t.list_count);
+    t.rows = active == t.count ? nullptr : p.act_rows + t.row0;
+    t.lanes = min(active * a.group.by - t.lane0, a.lanes.by);
+    if (t.lanes <= 0)
+        return;
+    // Rows and prefixes ascend; those of a block have the same prefix.
+    const int prefix = t.level ? t.prefix : b.prefix(lane_row(a, t, t.lanes - 1));
+    t.tokens = list_tokens(b, t.list, t.list_count, prefix);
+}
+
+__device__ inline work_tile tile_at(const attn_view &a, const batch_view &b, const plan_view &p,
+                                    int number)
+{
+    work_tile t = place_tile<false>(a, b, number);
+    fill_tile(a, b, p, t);
+    return t;
+}
+
+__device__ inline work_tile block_at(const attn_view &a, const batch_view &b, int number)
+{
+    work_tile t = {};
+    const int tile = a.kv_heads.of(number), block = a.parts.of(tile);
+    t.own = t.level = true;
+    t.kv_head = number - tile * a.kv_heads.by;
+    t.row0 = block * b.block;
+    t.count = t.tokens = min(b.rows - t.row0, b.block);
+    t.lane0 = (tile - block * a.parts.by) * a.lanes.by;
+    t.lanes = min(t.count * a.group.by - t.lane0, a.lanes.by);
+    return t;
+}
+
+// Units of a prefix tile; one where it has lanes but nothing to read, since that too is a
+// result.
+__device__ inline int tile_units(const attn_view &a, const work_tile &t)
+{
+    return t.lanes <= 0 ? 0 : max(a.keys.of(t.tokens + a.keys.by - 1), 1);
+}
+
+struct work_piece {
+    work_tile t;
+    int first, end; // tokens of the tile's list
+    int slot;       // in stat and part, for lane 0; -1: a whole tile
+};
+
+// What is left of a worker's share.
+struct work_share {
+    int block, workers; // the block that comes next, and how many numbers on the one after it
+    bool begins;        // the first piece of prefixes comes next
+    int number, unit;   // the prefix tile, and the unit of it, that come next
+    int first, end;     // among the units of all prefixes
+};
+
+struct share_room {
+    int counts[WARP];
+    int number, unit;
+    work_tile t;
+};
+
+// How many of `prefixes` units the workers before `worker` take. The last ones begin with a
+// block more than the others, which first make up for that, so that only the last may have
+// nothing: the workers of a tile follow each other.
+__device__ inline int units_before(int prefixes, int blocks, int workers, int worker)
+{
+    const int lighter = workers - blocks % workers, rest = max(prefixes - lighter, 0);
+    const int each = rest / workers;
+    return min(min(worker, lighter), prefixes) + each * worker + min(worker, rest - each * workers);
+}
+
+// Begins the kernel and finds the share of this block. All threads; `room` is shared.
+__device__ inline work_share begin_share(const attn_view &a, const batch_view &b,
+                                         const plan_view &p, share_room &room)
+{
+    const int each = (a.numbers + (int)blockDim.x - 1) / (int)blockDim.x;
+    const int from = min((int)threadIdx.x * each, a.numbers), to = min(from + each, a.numbers);
+    work_tile t = {};
+    int mine = 0, all;
+    if (from < to)
+        t = place_tile<true>(a, b, from);
+    begin_kernel();
+    for (int i = from; i < to; i++) {
+        if (i > from)
+            t = place_tile<false>(a, b, i);
+        fill_tile(a, b, p, t);
+        mine += tile_units(a, t);
+    }
+    const int before = block_scan(mine, room.counts, &all), worker = blockIdx.x;
+    const int workers = min(a.workers, all + a.blocks);
+    if (worker >= workers)
+        return {a.blocks, 1, false, 0, 0, 0, 0};
+    work_share s = {workers - 1 - worker, workers, true, 0, 0, 0, 0};
+    s.first = units_before(all, a.blocks, workers, worker);
+    s.end = units_before(all, a.blocks, workers, worker + 1);
+    if (s.first == s.end)
+        return s;
+    if (before <= s.first && s.first < before + mine) { // this thread's tiles, from the last on
+        int number = to - 1, begin = before + mine - tile_units(a, t);
+        for (; s.first < begin; begin -= tile_units(a, t))
+            t = tile_at(a, b, p, --number);
+        room.number = number;
+        room.unit = s.first - begin;
+        room.t = t;
+    }
+    __syncthreads();
+    s.number = room.number;
+    s.unit = room.unit;
+    return s;
+}
+
+// Takes the next piece off a share; false when nothing is left.
+__device__ inline bool next_piece(const attn_view &a, const batch_view &b, const plan_view &p,
+                                  const share_room &room, work_share &s, work_piece &piece)
+{
+    for (; s.block < a.blocks; s.block += s.workers) {
+        piece = {block_at(a, b, s.block), 0, 0, -1};
+        piece.end = piece.t.tokens;
+        if (piece.t.lanes > 0) {
+            s.block += s.workers;
+            return true;
+        }
+    }
+    while (s.first < s.end) {
+        piece.t = s.begins ? room.t : tile_at(a, b, p, s.number);
+        const int units = tile_units(a, piece.t), count = min(units - s.unit, s.end - s.first);
+        const bool begins = s.unit == 0, ends = s.unit + count == units;
+        piece.first = s.unit * a.keys.by;
+        piece.end = ends ? piece.t.tokens : piece.first + count * a.keys.by;
+        piece.slot = begins && ends ? -1 : begins * a.lanes.by * a.workers + (int)blockIdx.x;
+        int2 *const home = a.home + s.number;
+        if (count > 0 && begins && threadIdx.x == blockDim.x - 1) // not the busiest thread
+            home->x = blockIdx.x;
+        if (count > 0 && ends && threadIdx.x == blockDim.x - 1)
+            home->y = blockIdx.x;
+        s.begins = false;
+        s.first += count;
+        s.unit = 0;
+        s.number++;
+        if (count > 0)
+            return true;
+    }
+    return false;
+}
+
+// How many tokens of a tile's list a lane may see.
+__device__ inline int lane_tokens(const batch_view &b, const work_tile &t, int row)
+{
+    return t.level ? t.tokens : list_tokens(b, t.list, t.list_count, b.prefix(row));
+}
+
+// Where the page sums of a lane go; NULL: not wanted.
+__device__ inline float *lane_page_lse(const attn_view &a, const batch_view &b, const work_tile &t,
+                                       int lane)
+{
+    if (!a.page_lse || t.own || b.seg_mass[t.seg] < 0)
+        return nullptr;
+    const int row = lane_row(a, t, lane);
+    if (b.kv_slot[row] >= 0)
+        return nullptr;
+    const size_t place = (size_t)b.seg_mass[t.seg] * b.block + b.pos[row] % b.block;
+    return a.page_lse + (place * a.heads.by + lane_head(a, t, lane)) * b.max_pages;
+}
+
+// The logical page of entry `i` of the tile's list.
+__device__ inline int listed_page(const work_tile &t, int i)
+{
+    return t.list_count < 0 ? i : t.list[i];
+}
+
+// A key of the block itself, of a KV head; its value is kv_heads * dim further.
+__device__ inline const float *own_key(const attn_view &a, const work_tile &t, int token)
+{
+    return a.qkv + (size_t)(t.row0 + token) * a.stride + (size_t)(a.heads.by + t.kv_head) * a.dim;
+}
+
+// 2^x; results below the normal numbers are 0.
+__device__ inline float power(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+static const float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
+
+// How a kernel cuts the work: lanes of a tile, keys of a unit, and the blocks that fit a
+// multiprocessor, by registers and by shared memory.
+struct work_shape {
+    int lanes, keys, blocks;
+    size_t shared;
+};
+
+// The kernels on tensor cores take bf16 pages of some shapes (mma_takes): with Ampere's
+// instructions (attn_mma.cu) or, tiles of 128 lanes, with Hopper's (attn_wgmma.cu).
+bool mma_takes(const attn_view &v, const batch_view &b);
+work_shape mma_shape(const attn_view &v, const batch_view &b);
+int launch_mma(const kern_cuda_ctx *ctx, const attn_view &v, const batch_view &b,
+               const plan_view &p);
+bool wgmma_takes(const kern_cuda_ctx *ctx, const attn_view &v, const batch_view &b);
+work_shape wgmma_shape(const attn_view &v);
+int launch_wgmma(const kern_cuda_ctx *ctx, const attn_view &v, const batch_view &b,
+                 const plan_view &p);
+
+// All of it (attn_work.cu): picks a kernel, cuts the work, and sets the fields from
+// `lanes` on.
+int launch_work(const kern_cuda_ctx *ctx, bool narrow, const batch_view &b, const plan_view &p,
+                attn_view *v);
+
+#endif
