@@ -8,6 +8,7 @@ static const ac_shape shapes[] = {
     {16, 16, 6, 2, 64, 2},   {8, 4, 6, 2, 64, 1},     {4, 32, 3, 3, 24, 3},
     {32, 64, 14, 2, 256, 1}, {16, 16, 40, 1, 64, 1},  {4, 128, 4, 4, 7, 1},
     {64, 16, 28, 4, 128, 1}, {16, 1, 8, 4, 128, 1},   {16, 16, 64, 8, 128, 1},
+    {128, 16, 8, 2, 128, 1}, {16, 16, 4, 4, 128, 4},
 };
 
 typedef struct attn_out {
@@ -89,8 +90,13 @@ static void free_out(attn_out *out)
         rt_free(all[i]);
 }
 
+// To what pages hold, of blocks too: a GPU rounds their keys and values as it reads them.
 static void round_case(ac_case *c)
 {
+    const size_t width = (size_t)ac_width(c), queries = (size_t)(c->shape.heads * c->shape.dim);
+    for (int r = 0; r < c->rows; r++)
+        pt_round(c->qkv + (size_t)r * width + queries, width - queries);
+
     const size_t kv =
         (size_t)(c->pages * c->shape.kv_heads) * (size_t)(c->shape.dim * c->shape.page);
     pt_round(c->k, kv);
