@@ -1,22 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// The best pages of a row from its pieces: a block puts the best of a piece in order, a warp
-// merges pieces. No scores, equal ones neither, make it slower or take another way: the
-// same lists as the CPU's, bit for bit.
+// The best pages of a row from its pieces: a block puts the best of a run of pages in order, a
+// warp merges the lists of runs. Whatever the scores, the same lists as the CPU's, bit for bit.
 #ifndef KERNELS_CUDA_PLAN_BEST_CUH
 #define KERNELS_CUDA_PLAN_BEST_CUH
 
 #include "kernels/cuda/plan_pick.cuh"
 
-// Pages that are ranked at once, the most that lists keep of them, and the lists that a thread,
-// a warp merges at once.
-enum { RUN = 128, BEST_MOST = 64, LISTS_EACH = 3, BEST_LISTS = LISTS_EACH * WARP };
-
-// A list of these has the best first, of equal ones the lower page.
-struct __align__(8) ranked_page
-{
-    unsigned key;
-    int page;
-};
+// Pages of a run that a thread holds, the most that a list keeps, and the lists that a thread, a
+// warp merges at once. A list has the best page first, of equal ones the lower.
+enum { RUN_EACH = 4, BEST_MOST = 64, LISTS_EACH = 3, BEST_LISTS = LISTS_EACH * WARP };
+static_assert((int)RUN_EACH * PICK_THREADS <= PICK_CANDIDATES, "all pages of a run may be equal");
 
 // Keys of no page, and the least of a page (none but a NaN has less): a list that ends with
 // the former has no page left.
@@ -27,30 +20,61 @@ __device__ inline unsigned ranked_key(float score)
     return max(order_key(score), (unsigned)LEAST_KEY);
 }
 
-// The best `need` of a run of pages from `first` on, in order. A team of threads counts who
-// is ahead of a page: of equal ones those before it.
-__device__ inline void rank_run(const unsigned (&key)[RUN], int first, int need, ranked_page *out)
+// Gathers the thread's pages that are above the bound, and of those that equal it at most `ties`.
+__device__ inline void gather_run(pick_shared &s, const unsigned (&key)[RUN_EACH], int first,
+                                  unsigned bound, int ties)
 {
-    const int team = PICK_THREADS / RUN;
-    const int page = threadIdx.x / team, member = threadIdx.x % team, four = page / 4;
-    const unsigned mine = key[page];
-    const uint4 *fours = (const uint4 *)key, own = fours[four];
-    int ahead = 0;
-#pragma unroll 4
-    for (int i = 0; i < RUN / 4 / team; i++) {
-        const int at = i * team + member;
-        const uint4 x = fours[at];
-        const unsigned bar = at < four ? mine - 1 : mine;
-        ahead += (x.x > bar) + (x.y > bar) + (x.z > bar) + (x.w > bar);
-    }
-    if (member == 0)
-        ahead += (page % 4 > 0 && own.x == mine) + (page % 4 > 1 && own.y == mine) +
-                 (page % 4 > 2 && own.z == mine);
+    int above = 0, equal = 0;
 #pragma unroll
-    for (int offset = 1; offset < team; offset *= 2)
-        ahead += __shfl_xor_sync(ALL_LANES, ahead, offset);
-    if (member == 0 && ahead < need)
-        out[ahead] = ranked_page{mine, first + page};
+    for (int i = 0; i < RUN_EACH; i++) {
+        above += key[i] > bound;
+        equal += key[i] == bound;
+    }
+    equal = max(min(equal, ties), 0);
+    if (above + equal == 0)
+        return;
+    int at = atomicAdd(&s.candidates, above + equal);
+#pragma unroll
+    for (int i = 0; i < RUN_EACH; i++)
+        if (key[i] > bound || (key[i] == bound && equal-- > 0))
+            s.candidate[at++] = ranked_page{key[i], first + i};
+}
+
+// Gathers again where too many pages equal the bound to compare all: the first `need` are enough.
+__device__ inline void gather_few(pick_shared &s, const unsigned (&key)[RUN_EACH], int first,
+                                  unsigned bound, int need)
+{
+    int equal = 0, all;
+#pragma unroll
+    for (int i = 0; i < RUN_EACH; i++)
+        equal += key[i] == bound;
+    const int before = block_scan(equal, s.scan, &all);
+    if (threadIdx.x == 0)
+        s.candidates = 0;
+    __syncthreads();
+    gather_run(s, key, first, bound, need - before);
+    __syncthreads();
+}
+
+// The best `need` < BEST_MOST of a run, in order. A thread has the keys of the pages from
+// `first` on, in the order of the threads.
+__device__ inline void rank_run(pick_shared &s, const unsigned (&key)[RUN_EACH], int first,
+                                int need, ranked_page *out)
+{
+    unsigned best = key[0];
+#pragma unroll
+    for (int i = 1; i < RUN_EACH; i++)
+        best = max(best, key[i]);
+    if (threadIdx.x == 0)
+        s.candidates = 0;
+    const unsigned bound = max(bound_cut(s, best, need), (unsigned)LEAST_KEY);
+    gather_run(s, key, first, bound, RUN_EACH);
+    __syncthreads();
+    if (s.candidates > PICK_THREADS)
+        gather_few(s, key, first, bound, need);
+    rank_candidates(s, need, [=](int rank, ranked_page x) { out[rank] = x; });
+    for (int i = s.candidates + (int)threadIdx.x; i < need; i += PICK_THREADS)
+        out[i] = ranked_page{NO_KEY, 0};
 }
 
 // Lists of a row lie so far apart that there is one more page to look at than they have.

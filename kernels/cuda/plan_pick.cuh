@@ -10,7 +10,7 @@
 
 #include "kernels/cuda/common.cuh"
 
-enum { PICK_THREADS = 256, PICK_GROUPS = 64, PICK_BINS = 256, PICK_CANDIDATES = 512 };
+enum { PICK_THREADS = 256, PICK_GROUPS = 64, PICK_BINS = 256, PICK_CANDIDATES = 1024 };
 
 // Keys order as the floats do; NaN, which no score should be, leads.
 __device__ inline unsigned order_key(float score)
@@ -18,6 +18,13 @@ __device__ inline unsigned order_key(float score)
     const unsigned bits = __float_as_uint(score);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
+
+// A page and its key.
+struct __align__(8) ranked_page
+{
+    unsigned key;
+    int page;
+};
 
 struct pick_shared {
     int histogram[PICK_BINS];
@@ -27,8 +34,7 @@ struct pick_shared {
     uint4 best[PICK_GROUPS / 4];
     unsigned bound;
     int candidates;
-    unsigned key[PICK_CANDIDATES];
-    int page[PICK_CANDIDATES];
+    ranked_page candidate[PICK_CANDIDATES];
 };
 
 // The bin in which the `need`-th best falls, and how many it takes of that bin.
@@ -143,24 +149,32 @@ __device__ inline void gather(pick_shared &s, const float *score, int count, int
         if (key < bound)
             continue;
         const int at = atomicAdd(&s.candidates, 1);
-        if (at < PICK_CANDIDATES) {
-            s.key[at] = key;
-            s.page[at] = 1 + i;
-        }
+        if (at < PICK_CANDIDATES)
+            s.candidate[at] = ranked_page{key, 1 + i};
     }
     __syncthreads();
 }
 
-// Marks the candidates of which fewer than `need` are better; ties: the lower page.
-__device__ inline void mark_candidates(const pick_shared &s, int need, unsigned *bitmap)
+// Calls take(rank, page) for the candidates of which fewer than `need` are better, in one thread
+// each; ties: the lower page. A team of threads counts for one.
+template <typename Take>
+__device__ inline void rank_candidates(const pick_shared &s, int need, const Take &take)
 {
-    for (int i = threadIdx.x / WARP; i < s.candidates; i += PICK_THREADS / WARP) {
+    const int team = 4, each = WARP / team, member = threadIdx.x % team, count = s.candidates;
+#pragma unroll 1
+    for (int i = threadIdx.x / team; i / each * each < count; i += PICK_THREADS / team) {
+        const ranked_page mine = s.candidate[min(i, count - 1)];
         int ahead = 0;
-        for (int j = threadIdx.x % WARP; j < s.candidates; j += WARP)
-            ahead += s.key[j] > s.key[i] || (s.key[j] == s.key[i] && s.page[j] < s.page[i]);
-        ahead = warp_sum_int(ahead);
-        if (threadIdx.x % WARP == 0 && ahead < need)
-            mark(bitmap, s.page[i]);
+#pragma unroll 2
+        for (int j = member; j < count; j += team) {
+            const ranked_page x = s.candidate[j];
+            ahead += x.key > mine.key || (x.key == mine.key && x.page < mine.page);
+        }
+#pragma unroll
+        for (int offset = 1; offset < team; offset *= 2)
+            ahead += __shfl_xor_sync(ALL_LANES, ahead, offset);
+        if (member == 0 && i < count && ahead < need)
+            take(ahead, mine);
     }
 }
 
@@ -200,8 +214,8 @@ __device__ __noinline__ static void mark_row(pick_shared &s, const float *score,
                                              int need, unsigned *bitmap)
 {
     gather(s, score, pages - 2, need);
-    if (s.candidates <= PICK_CANDIDATES)
-        mark_candidates(s, need, bitmap);
+    if (s.candidates <= PICK_THREADS)
+        rank_candidates(s, need, [=](int, ranked_page x) { mark(bitmap, x.page); });
     else
         mark_by_radix(s, score, pages - 2, need, bitmap);
     __syncthreads();

@@ -43,10 +43,20 @@ __device__ static unsigned shared_address(const void *p)
     return (unsigned)__cvta_generic_to_shared(p);
 }
 
-template <int BYTES> __device__ static void copy_async(void *to, const void *from)
+// What is read once should not drive out of the cache what the next kernel reads.
+__device__ static unsigned long long read_once()
 {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;\n" ::"r"(shared_address(to)), "l"(from),
-                 "n"(BYTES));
+    unsigned long long policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+    return policy;
+}
+
+template <int BYTES>
+__device__ static void copy_async(void *to, const void *from, unsigned long long policy)
+{
+    asm volatile(
+        "cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %2, %3;\n" ::"r"(shared_address(to)),
+        "l"(from), "n"(BYTES), "l"(policy));
 }
 
 // Where the 16-byte chunk of a page lies in its row of a stage: the threads that read together
@@ -56,28 +66,43 @@ __device__ static int chunk_of(int page, int chunk)
     return chunk ^ (page & 1) << 2;
 }
 
+// First page of the warp's tile of a round; the run may have ended before.
+__device__ static int tile_page(const scan_place &at, int round)
+{
+    return at.first + (round * WARPS + (int)threadIdx.x / WARP) * TILE;
+}
+
+// Where the thread's page of a tile lies, one of 16. It is looked up a round ahead of the copies.
+__device__ static int find_page(const batch_view &b, const scan_place &at, int round)
+{
+    const int first = tile_page(at, round);
+    if (first >= at.end)
+        return 0;
+    const int page = min(first + (int)threadIdx.x % TILE, at.end - 1);
+    return b.page_table[(size_t)at.seg * b.max_pages + page];
+}
+
 // Starts the copies of the warp's tile of a round, as far as the run goes.
 template <int DIM>
-__device__ static void fetch(page_stage<DIM> &to, const score_view &a, const batch_view &b,
-                             const scan_place &at, int round)
+__device__ static void fetch(page_stage<DIM> &to, const score_view &a, const scan_place &at,
+                             int round, int page)
 {
     const int chunks = DIM / BOUND_GROUP, thread = threadIdx.x % WARP;
-    const int first = at.first + (round * WARPS + (int)threadIdx.x / WARP) * TILE;
-    const int mine = min(first + thread % TILE, at.end - 1);
-    int physical = 0;
-    if (first < at.end)
-        physical = b.page_table[(size_t)at.seg * b.max_pages + mine] * a.kv_heads + at.kv_head;
-    if (first < at.end && thread < TILE)
-        copy_async<DIM / BOUND_GROUP>(to.step[thread], a.kstep + (size_t)physical * chunks);
+    const bool in = tile_page(at, round) < at.end;
+    const int row = page * a.kv_heads + at.kv_head;
+    const unsigned long long policy = read_once();
+    if (in && thread < TILE)
+        copy_async<DIM / BOUND_GROUP>(to.step[thread], a.kstep + (size_t)row * chunks, policy);
 #pragma unroll
     for (int i = thread; i < TILE * chunks; i += WARP) {
         const int page = i / chunks, chunk = i % chunks;
-        const size_t from = ((size_t)__shfl_sync(ALL_LANES, physical, page) * chunks + chunk) * 16;
-        if (first >= at.end)
+        const size_t from = ((size_t)__shfl_sync(ALL_LANES, row, page) * chunks + chunk) * 16;
+        if (!in)
             continue;
-        copy_async<16>(&to.bounds[page][chunk_of(page, chunk)], (const char *)a.kmax + from);
+        copy_async<16>(&to.bounds[page][chunk_of(page, chunk)], (const char *)a.kmax + from,
+                       policy);
         copy_async<16>(&to.bounds[page][chunk_of(page, chunks + chunk)],
-                       (const char *)a.kmin + from);
+                       (const char *)a.kmin + from, policy);
     }
     asm volatile("cp.async.commit_group;\n"); // an empty one too: waits count groups
 }
@@ -297,6 +322,7 @@ __device__ static void scan_lanes(scan_shared<DIM> &t, const lane_loads<DIM> &l,
             sums.sum[n][i] = 0.0f;
         }
     const int stages = scan_shared<DIM>::STAGES;
+    int page = find_page(b, at, stages);
     for (int round = 0; at.first + round * WARPS * TILE < at.end; round++) {
         page_stage<DIM> &stage = t.stage[round % stages][warp];
         asm volatile("cp.async.wait_group %0;\n" ::"n"(stages - 1));
@@ -304,7 +330,8 @@ __device__ static void scan_lanes(scan_shared<DIM> &t, const lane_loads<DIM> &l,
         float d[TILED][4] = {};
         add_bounds(d, stage, t);
         __syncwarp();
-        fetch(stage, a, b, at, round + stages);
+        fetch(stage, a, at, round + stages, page);
+        page = find_page(b, at, round + stages + 1);
         keep_bounds(d, sums, a.bounds, t.row, a.width,
                     at.first + (round * WARPS + warp) * TILE + row, at.end, lanes);
     }
@@ -315,8 +342,13 @@ template <int DIM>
 __device__ static void fetch_first(scan_shared<DIM> &t, const score_view &a, const batch_view &b,
                                    const scan_place &at)
 {
+    int page[scan_shared<DIM>::STAGES];
+#pragma unroll
     for (int stage = 0; stage < scan_shared<DIM>::STAGES; stage++)
-        fetch(t.stage[stage][threadIdx.x / WARP], a, b, at, stage);
+        page[stage] = find_page(b, at, stage);
+#pragma unroll
+    for (int stage = 0; stage < scan_shared<DIM>::STAGES; stage++)
+        fetch(t.stage[stage][threadIdx.x / WARP], a, at, stage, page[stage]);
 }
 
 // Block (run of pages, KV head, segment). `settled`: no key is written in this forward.
@@ -358,13 +390,14 @@ __global__ void __launch_bounds__(WARPS *WARP, 2)
     asm volatile("cp.async.wait_all;\n");
 }
 
-// Few enough runs that two blocks fit on each multiprocessor at once.
+// Few enough runs that two blocks fit on each multiprocessor at once. The last page of the
+// table is seldom of the prefix: it is the block's own.
 int bound_span_narrow(const kern_cuda_ctx *ctx, const score_view &v, int max_pages, int segs)
 {
     const int once = WARPS * TILE;
-    const int blocks = (int)blocks_of(max_pages, once) * v.kv_heads * segs;
+    const int blocks = (int)blocks_of(max_pages - 1, once) * v.kv_heads * segs;
     const int rounds = blocks_of(blocks, 2 * ctx->sms);
-    return once * (rounds > 8 ? 8 : rounds);
+    return once * (rounds > 8 ? 8 : rounds > 1 ? rounds : 1);
 }
 
 template <int DIM>

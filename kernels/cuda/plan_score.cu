@@ -51,22 +51,28 @@ __global__ void __launch_bounds__(SHARE_THREADS)
 {
     __shared__ share_parts parts;
     begin_kernel();
-    const int first = blockIdx.x * SHARE_RUN, page = first + (int)threadIdx.x;
     const int place = blockIdx.y % p.act_cap, list = blockIdx.y / p.act_cap;
-    const int seg = a.seg0 + blockIdx.z;
+    const int seg = a.seg0 + blockIdx.z,
+              warps = share_warps(a.score_lists == 1 ? a.heads : a.group);
+    const int first = blockIdx.x * (SHARE_PAGES * SHARE_WARPS / warps);
     int pages, head0;
     const int rows = active_rows(b, p, seg, &pages), heads = heads_of_list(a, list, &head0);
-    float sum = 0.0f;
+    float score[4] = {};
     if (place < rows && first < pages && heads > 0) {
-        const share_row row = {((int)blockIdx.z * p.act_cap + place) * a.heads + head0, heads,
-                               pages, (pages + a.span - 1) / a.span};
+        const share_row row = find_share(a, blockIdx.z, place, head0, heads, pages);
         share_inputs in;
         fetch_shares(in, a, row, first, 0);
-        sum = add_shares(parts, in, a, row, first);
+        add_shares(score, parts, in, a, row, first);
     }
-    if (threadIdx.x < SHARE_RUN && page < b.max_pages)
-        a.score[(((size_t)seg * a.score_lists + list) * p.act_cap + place) * b.max_pages + page] =
-            page < pages ? sum : 0.0f;
+    const share_pages at = find_pages(warps, first);
+    float *out =
+        a.score + (((size_t)seg * a.score_lists + list) * p.act_cap + place) * (size_t)b.max_pages;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int page = at.first + i;
+        if (page < min(at.end, b.max_pages))
+            out[page] = page < pages ? score[i] : 0.0f;
+    }
 }
 
 extern "C" int kern_cuda_launch_page_score(const kern_cuda_ctx *ctx, const kern_page_score_args *a)
@@ -81,7 +87,8 @@ extern "C" int kern_cuda_launch_page_score(const kern_cuda_ctx *ctx, const kern_
         return KERN_CUDA_NO_ROOM;
     for (v.seg0 = 0; v.seg0 < b.scan_segs; v.seg0 += fit) {
         const int segs = b.scan_segs - v.seg0 < fit ? b.scan_segs - v.seg0 : fit;
-        const dim3 grid(blocks_of(b.max_pages, SHARE_RUN), v.score_lists * p.act_cap, segs);
+        const dim3 grid(blocks_of(b.max_pages, share_run(v.score_lists == 1 ? v.heads : v.group)),
+                        v.score_lists * p.act_cap, segs);
         int error = launch_bounds(ctx, a, v, segs);
         if (!error)
             error = enqueue(ctx, share_kernel, grid, SHARE_THREADS, 0, v, b, p);

@@ -67,30 +67,34 @@ template <int FIRST, int END> __device__ inline float2 join_lanes(float2 x)
 
 // ---- shares ---------------------------------------------------------------------
 //
-// A block adds up the shares of a run of pages of a row: a thread has four pages, a warp every
-// eighth head. Code that runs once waits for its instructions, so there should be few.
+// A block adds up the shares of a run of pages of a row. A thread has four pages in a line of
+// four heads; as many warps as the heads take share 128 pages, and so a run has 128 pages of more
+// than 16 heads, 1024 of four. Code that runs once waits for its instructions, so there
+// should be few.
 
-enum { SHARE_RUN = 4 * WARP, SHARE_WARPS = 8, SHARE_THREADS = SHARE_WARPS * WARP };
-enum {
-    SHARE_AHEAD = 4,
-    SHARE_TEAM = WARP / SHARE_AHEAD
-}; // heads of a warp at once, threads of one
+enum { SHARE_PAGES = 4 * WARP, SHARE_WARPS = 8, SHARE_THREADS = SHARE_WARPS * WARP };
+// Heads of a warp at once, threads of one, and chunks of one that a thread fetches ahead.
+enum { SHARE_AHEAD = 4, SHARE_TEAM = WARP / SHARE_AHEAD, SHARE_STATS = 4 };
 
 struct share_parts {
     float4 sum[SHARE_WARPS][WARP];
 };
 
+// Warps that share 128 pages.
+__host__ __device__ inline int share_warps(int heads)
+{
+    return heads > 4 * SHARE_AHEAD ? 8 : heads > 2 * SHARE_AHEAD ? 4 : heads > SHARE_AHEAD ? 2 : 1;
+}
+
+__host__ __device__ inline int share_run(int heads)
+{
+    return SHARE_PAGES * SHARE_WARPS / share_warps(heads);
+}
+
 // The heads of a row that a list adds up: `row` is the first in bounds and stats.
 struct share_row {
-    int row, heads;
+    int row, heads, warps;
     int pages, chunks; // of the prefix
-};
-
-// What a thread needs: bounds of its pages for the warp's heads, and maximum and sum of two
-// chunks of its team's head.
-struct share_inputs {
-    float4 bound[SHARE_AHEAD];
-    float2 stat[2];
 };
 
 // Query heads of a list; 0 if it is not one of this rank's.
@@ -101,10 +105,36 @@ __device__ inline int heads_of_list(const score_view &a, int list, int *head0)
     return *head0 >= 0 && *head0 + heads <= a.heads ? heads : 0;
 }
 
-// The warp's head number i from head0 on.
-__device__ inline int share_head(int head0, int i)
+// Of row number `place` of a segment of this launch.
+__device__ inline share_row find_share(const score_view &a, int seg, int place, int head0,
+                                       int heads, int pages)
 {
-    return head0 + i * SHARE_WARPS + (int)threadIdx.x / WARP;
+    return share_row{(seg * a.act_cap + place) * a.heads + head0, heads, share_warps(heads), pages,
+                     (pages + a.span - 1) / a.span};
+}
+
+// The pages of a run that a thread gets the scores of: [first, end).
+struct share_pages {
+    int first, end;
+};
+
+__device__ inline share_pages find_pages(int warps, int first)
+{
+    const int each = max(4 / warps, 1), page = first + (int)threadIdx.x * each;
+    return share_pages{page, min(page + each, first + SHARE_PAGES * SHARE_WARPS / warps)};
+}
+
+// What a thread needs: bounds of its pages for the warp's heads, and maximum and sum of a few
+// chunks of its team's head.
+struct share_inputs {
+    float4 bound[SHARE_AHEAD];
+    float2 stat[SHARE_STATS];
+};
+
+// The warp's head number i from head0 on.
+__device__ inline int share_head(const share_row &r, int head0, int i)
+{
+    return head0 + i * r.warps + (int)threadIdx.x / WARP % r.warps;
 }
 
 __device__ inline float2 fetch_stat(const score_view &a, const share_row &r, int head, int chunk)
@@ -119,15 +149,16 @@ __device__ inline void fetch_shares(share_inputs &in, const score_view &a, const
                                     int first, int head0)
 {
     const int lane = threadIdx.x % WARP;
-    const int page = min(first + lane * 4, a.width - 4);
+    const int run = (int)threadIdx.x / WARP / r.warps;
+    const int page = min(first + run * SHARE_PAGES + lane * 4, a.width - 4);
 #pragma unroll
     for (int i = 0; i < SHARE_AHEAD; i++) {
-        const unsigned row = r.row + min(share_head(head0, i), r.heads - 1);
+        const unsigned row = r.row + min(share_head(r, head0, i), r.heads - 1);
         in.bound[i] = *(const float4 *)((const char *)a.bounds + (row * a.width + page) * 4u);
     }
 #pragma unroll
-    for (int i = 0; i < 2; i++)
-        in.stat[i] = fetch_stat(a, r, share_head(head0, lane / SHARE_TEAM),
+    for (int i = 0; i < SHARE_STATS; i++)
+        in.stat[i] = fetch_stat(a, r, share_head(r, head0, lane / SHARE_TEAM),
                                 lane % SHARE_TEAM + i * SHARE_TEAM);
 }
 
@@ -135,20 +166,19 @@ __device__ inline void fetch_shares(share_inputs &in, const score_view &a, const
 __device__ inline float2 total_head(const share_inputs &in, const score_view &a, const share_row &r,
                                     int head0)
 {
-    const int lane = threadIdx.x % WARP, head = share_head(head0, lane / SHARE_TEAM);
-    float2 sum = join_sums(in.stat[0], in.stat[1]);
+    const int lane = threadIdx.x % WARP, head = share_head(r, head0, lane / SHARE_TEAM);
+    float2 sum = join_sums(join_sums(in.stat[0], in.stat[1]), join_sums(in.stat[2], in.stat[3]));
 #pragma unroll 1
-    for (int c = lane % SHARE_TEAM + 2 * SHARE_TEAM; c < r.chunks; c += SHARE_TEAM)
+    for (int c = lane % SHARE_TEAM + SHARE_STATS * SHARE_TEAM; c < r.chunks; c += SHARE_TEAM)
         sum = join_sums(sum, fetch_stat(a, r, head, c));
     sum = join_lanes<1, SHARE_TEAM>(sum);
     return make_float2(sum.x, head < r.heads ? __fdividef(1.0f, sum.y) : 0.0f);
 }
 
-// The sum of the shares of the row's heads of page `first` + threadIdx.x, which is in the
-// prefix: the result of the first SHARE_RUN threads. All take part; `in` is of head 0. The
-// order of the sum is the same in every call.
-__device__ inline float add_shares(share_parts &s, share_inputs &in, const score_view &a,
-                                   const share_row &r, int first)
+// Scores of the thread's pages (find_pages): the sums of the shares of the row's heads, in an
+// order that is the same in every call. All threads take part; `in` is of head 0.
+__device__ inline void add_shares(float (&score)[4], share_parts &s, share_inputs &in,
+                                  const score_view &a, const share_row &r, int first)
 {
     float4 all = make_float4(0, 0, 0, 0);
 #pragma unroll 1
@@ -163,18 +193,26 @@ __device__ inline float add_shares(share_parts &s, share_inputs &in, const score
             all.z += power2(in.bound[i].z - top) * scale;
             all.w += power2(in.bound[i].w - top) * scale;
         }
-        head0 += SHARE_AHEAD * SHARE_WARPS;
+        head0 += SHARE_AHEAD * r.warps;
         if (head0 >= r.heads)
             break;
         fetch_shares(in, a, r, first, head0);
     }
+    score[0] = all.x, score[1] = all.y, score[2] = all.z, score[3] = all.w;
+    if (r.warps == 1)
+        return;
     s.sum[threadIdx.x / WARP][threadIdx.x % WARP] = all;
     __syncthreads();
-    float sum = 0.0f;
+    const share_pages to = find_pages(r.warps, 0);
 #pragma unroll
-    for (int i = 0; i < SHARE_WARPS; i++)
-        sum += ((const float *)s.sum[i])[threadIdx.x % SHARE_RUN];
-    return sum;
+    for (int i = 0; i < 2; i++) { // more warps, fewer pages
+        const int page = to.first + i, run = page / SHARE_PAGES;
+        score[i] = 0.0f;
+        if (page < to.end)
+#pragma unroll 2
+            for (int w = 0; w < r.warps; w++)
+                score[i] += ((const float *)s.sum[run * r.warps + w])[page % SHARE_PAGES];
+    }
 }
 
 // ---- launches -------------------------------------------------------------------

@@ -9,10 +9,9 @@
 #include "kernels/cuda/plan_best.cuh"
 #include "kernels/cuda/plan_score.cuh"
 
-static_assert((int)RUN == (int)SHARE_RUN && (int)PICK_THREADS == (int)SHARE_THREADS,
-              "ranked where they are made");
+static_assert((int)PICK_THREADS == (int)SHARE_THREADS, "ranked where they are made");
 
-enum { BLOCKS_AT_ONCE = 3 }; // on a multiprocessor
+enum { BLOCKS_AT_ONCE = 2, RUNS_MOST = 32 }; // on a multiprocessor; in a piece
 
 struct select_view {
     float *score; // [scan_segs, score_lists, act_cap, max_pages]
@@ -21,7 +20,8 @@ struct select_view {
     int kept_lists, kept_cap;
     int score_lists, list0;
     int seg0;          // first segment of this launch
-    int runs;          // of pages in a piece
+    int run;           // pages that are ranked at once
+    int runs;          // of these in a piece
     bool merged;       // the best of a piece are one list, not one of each run
     int row_lists;     // of a row, at most; no more than BEST_LISTS
     ranked_page *best; // [segs, lists, act_cap, row_lists, BEST_MOST]
@@ -31,7 +31,6 @@ struct select_view {
 
 struct select_shared {
     share_parts parts;
-    unsigned key[RUN];
     pick_shared pick;
 };
 
@@ -89,7 +88,7 @@ __device__ static select_place find_place(const select_view &a, const batch_view
     at.all = scans && budget >= at.pages;
     at.need = scans && !at.all ? budget - 2 : 0;
     at.stride = best_stride(at.need);
-    at.pieces = (at.pages + a.runs * RUN - 1) / (a.runs * RUN);
+    at.pieces = (at.pages + a.runs * a.run - 1) / (a.runs * a.run);
     return at;
 }
 
@@ -115,52 +114,70 @@ __device__ static select_piece find_piece(const score_view &v, const select_view
     select_piece to;
     const int pieces = max(at.pieces, 1), piece = item % pieces, run0 = piece * a.runs;
     to.place = min(item / pieces, p.act_cap - 1); // an item may be none of this list's
-    to.first = run0 * RUN;
-    to.runs = min(a.runs, (at.pages - to.first + RUN - 1) / RUN);
+    to.first = run0 * a.run;
+    to.runs = min(a.runs, (at.pages - to.first + a.run - 1) / a.run);
     const size_t place = (size_t)at.local * p.act_cap + to.place;
     to.best = a.best + place * a.row_lists * BEST_MOST + (a.merged ? piece : run0) * at.stride;
-    int head0;
-    to.row.heads = v.bounds ? heads_of_list(v, a.list0 + at.list, &head0) : 0;
-    to.row.pages = at.pages;
     if (!v.bounds)
         return to;
-    to.row.row = ((at.seg - a.seg0) * p.act_cap + to.place) * v.heads + head0;
-    to.row.chunks = (at.pages + v.span - 1) / v.span;
+    int head0;
+    const int heads = heads_of_list(v, a.list0 + at.list, &head0);
+    to.row = find_share(v, at.seg - a.seg0, to.place, head0, heads, at.pages);
     return to;
 }
 
-// The best pages of a run in order, from its scores, which the first RUN threads have.
-__device__ static void rank_scores(select_shared &s, const select_place &at, float score, int first,
-                                   ranked_page *out)
+// Scores of the thread's pages of a run: made of bounds, or as they were left.
+__device__ static void find_scores(float (&score)[RUN_EACH], select_shared &s, const score_view &v,
+                                   const share_row &row, share_inputs &in, const float *scores,
+                                   const share_pages &to, int pages, int first)
 {
-    const int page = first + (int)threadIdx.x;
-    if (threadIdx.x < RUN)
-        s.key[threadIdx.x] = page > 0 && page < at.pages - 1 ? ranked_key(score) : (unsigned)NO_KEY;
-    __syncthreads();
-    rank_run(s.key, first, at.need, out);
+    if (v.bounds) {
+        add_shares(score, s.parts, in, v, row, first);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < RUN_EACH; i++) {
+        const int page = to.first + i;
+        score[i] = page < pages ? scores[page] : 0.0f;
+    }
 }
 
-// The runs of a piece: their scores, made of bounds if there are any, and the best of them.
-// `in` is of the first run, and what the next one needs is fetched before this one is ranked.
+// The best pages of a run in order, or where rows take too many, its scores for later: `scores`
+// is NULL where nobody asks for them, or they are there.
+__device__ static void keep_run(select_shared &s, const select_place &at,
+                                const float (&score)[RUN_EACH], const share_pages &to,
+                                float *scores, ranked_page *out)
+{
+    unsigned key[RUN_EACH];
+#pragma unroll
+    for (int i = 0; i < RUN_EACH; i++) {
+        const int page = to.first + i;
+        if (scores && page < min(to.end, at.pages))
+            scores[page] = score[i];
+        const bool inner = page > 0 && page < min(to.end, at.pages - 1);
+        key[i] = inner ? ranked_key(score[i]) : (unsigned)NO_KEY;
+    }
+    if (!at.many())
+        rank_run(s.pick, key, to.first, at.need, out);
+}
+
+// The runs of a piece. `in` is of the first run, and what the next one needs is fetched before
+// this one is ranked.
 __device__ static void take_piece(select_shared &s, const score_view &v, const select_view &a,
                                   const batch_view &b, const plan_view &p, const select_place &at,
-                                  const select_piece &piece, share_inputs in, char *memory)
+                                  const select_piece &piece, share_inputs &in, char *memory)
 {
     ranked_page *lists = a.merged ? (ranked_page *)memory : piece.best;
     float *scores = scores_of(a, b, p, at, piece.place);
 #pragma unroll 1
     for (int i = 0; i < piece.runs; i++) {
-        const int first = piece.first + i * RUN, page = first + (int)threadIdx.x;
-        const bool mine = threadIdx.x < RUN && page < at.pages;
-        float score = mine && !v.bounds ? scores[page] : 0.0f;
-        if (v.bounds)
-            score = add_shares(s.parts, in, v, piece.row, first);
-        if (v.bounds && mine && at.many())
-            scores[page] = score;
+        const int first = piece.first + i * a.run;
+        const share_pages to = find_pages(SHARE_PAGES * SHARE_WARPS / a.run, first);
+        float score[RUN_EACH];
+        find_scores(score, s, v, piece.row, in, scores, to, at.pages, first);
         if (v.bounds && i + 1 < piece.runs)
-            fetch_shares(in, v, piece.row, first + RUN, 0);
-        if (!at.many())
-            rank_scores(s, at, score, first, lists + i * at.stride);
+            fetch_shares(in, v, piece.row, first + a.run, 0);
+        keep_run(s, at, score, to, v.bounds && at.many() ? scores : nullptr, lists + i * at.stride);
         __syncthreads();
     }
     if (!a.merged || at.many())
@@ -183,7 +200,7 @@ __device__ static void mark_rows(select_shared &s, const select_view &a, const b
         return;
     }
     const unsigned marked = (unsigned)__cvta_generic_to_shared(bitmap);
-    const int lists = a.merged ? at.pieces : (at.pages + RUN - 1) / RUN;
+    const int lists = a.merged ? at.pieces : (at.pages + a.run - 1) / a.run;
 #pragma unroll 1
     for (int place = threadIdx.x / WARP; place < at.rows; place += PICK_THREADS / WARP) {
         const size_t row = (size_t)at.local * p.act_cap + place;
@@ -295,17 +312,17 @@ static size_t bitmap_bytes(int max_pages)
 // every run are too many to merge at once, that lists of pieces are not.
 static void cut_rows(select_view &v, const kern_cuda_ctx *ctx, const kern_page_select_args *a)
 {
-    const int runs = (int)blocks_of(a->batch->max_pages, RUN);
+    const int runs = (int)blocks_of(a->batch->max_pages, v.run);
     const int lists = (a->plan->act_cap + 2) / 3 * a->plan->lists * a->batch->scan_segs;
     const int wide = (int)blocks_of((size_t)runs * lists, BLOCKS_AT_ONCE * ctx->sms);
     const int most = (int)blocks_of(runs, BEST_LISTS);
     v.merged = most > 1;
     v.runs = wide > most ? wide : most;
-    v.runs = v.runs > BEST_LISTS ? BEST_LISTS : v.runs > 1 ? v.runs : 1;
+    v.runs = v.runs > RUNS_MOST ? RUNS_MOST : v.runs > 1 ? v.runs : 1;
     v.row_lists = v.merged ? (int)blocks_of(runs, v.runs) : runs;
 }
 
-static select_view select_view_of(const kern_cuda_ctx *ctx, const kern_page_select_args *a)
+static select_view select_view_of(const kern_cuda_ctx *ctx, const kern_page_select_args *a, int run)
 {
     select_view v = {};
     v.score = (float *)ptr<float>(a->score);
@@ -319,11 +336,13 @@ static select_view select_view_of(const kern_cuda_ctx *ctx, const kern_page_sele
     }
     v.score_lists = a->score_lists;
     v.list0 = a->list0;
+    v.run = run;
     cut_rows(v, ctx, a);
     v.arrived = ctx->arrivals;
     v.counts = ptr<unsigned long long>(a->counts);
     return v;
 }
+
 static size_t best_bytes(const select_view &v, const kern_plan *p)
 {
     return (size_t)p->lists * p->act_cap * v.row_lists * BEST_MOST * sizeof(ranked_page);
@@ -346,10 +365,10 @@ static int launch_plan(const kern_cuda_ctx *ctx, const score_view &v, const sele
 {
     const batch_view b = view(a->batch);
     const plan_view p = view(a->plan, a->batch);
-    const int pieces = (int)blocks_of(b.max_pages, RUN * w.runs);
+    const int pieces = (int)blocks_of(b.max_pages, w.run * w.runs);
     const int items = w.seg0 < b.scan_segs ? p.act_cap * pieces : 0;
-    const int each = BLOCKS_AT_ONCE * ctx->sms / (p.lists * segs),
-              blocks = items < each ? items : each;
+    const int each = BLOCKS_AT_ONCE * ctx->sms / (p.lists * segs);
+    const int blocks = items < each ? items : each;
     const size_t bitmap = bitmap_bytes(b.max_pages);
     const size_t lists = w.merged ? w.runs * BEST_MOST * sizeof(ranked_page) : 0;
     return enqueue(ctx, plan_kernel, dim3(blocks > 1 ? blocks : 1, p.lists, segs), PICK_THREADS,
@@ -359,7 +378,7 @@ static int launch_plan(const kern_cuda_ctx *ctx, const score_view &v, const sele
 // Segments [seg0, end), whose scores are complete.
 static int select_segs(const kern_cuda_ctx *ctx, const kern_page_select_args *a, int seg0, int end)
 {
-    select_view w = select_view_of(ctx, a);
+    select_view w = select_view_of(ctx, a, RUN_EACH * PICK_THREADS);
     const int most = segs_at_once(ctx, a, w, 0);
     if (most == 0)
         return KERN_CUDA_NO_ROOM;
@@ -386,7 +405,7 @@ extern "C" int kern_cuda_launch_page_plan(const kern_cuda_ctx *ctx, const kern_p
     if (select->plan->act_cap == 0 || batch->max_pages == 0)
         return select_segs(ctx, select, 0, batch->sparse_segs);
     score_view v = score_view_of(ctx, &args->score);
-    select_view w = select_view_of(ctx, select);
+    select_view w = select_view_of(ctx, select, share_run(v.score_lists == 1 ? v.heads : v.group));
     const size_t bytes = score_bytes(v);
     const int most = segs_at_once(ctx, select, w, bytes);
     if (most == 0)

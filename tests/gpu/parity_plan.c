@@ -30,6 +30,16 @@ ac_case *pt_case(kt_rng *rng, ac_shape shape, int steps, bool dense_segment)
     return c;
 }
 
+// A prefix of so many pages that a row is cut into pieces of several runs, and their lists are
+// merged twice where a list has more than 16 heads.
+static ac_case *wide_case(kt_rng *rng, int heads)
+{
+    enum { PAGE = 4, PAGES = 13000 };
+    const ac_shape shape = {PAGE, PAGE, heads, 1, 64, 1};
+    const ac_seg segs[] = {{KERN_SEG_STEP, PAGES * PAGE, 1}, {KERN_SEG_STEP, 700 * PAGE, 1}};
+    return ac_new(rng, shape, segs, 2, 2);
+}
+
 // Some rows active, ascending lists that hold the last page.
 void pt_random_plan(kt_rng *rng, ac_case *c)
 {
@@ -348,15 +358,17 @@ void pt_test_page_select(void **state)
     (void)state;
     kt_rng rng = {9};
     enum { CAP = 40 };
-    for (int trial = 0; trial < 40; trial++) {
-        ac_case *c = pt_case(&rng, shapes[trial % 6], 4, trial % 2);
+    for (int trial = 0; trial < 46; trial++) { // the last with more equal scores than are compared
+        ac_case *c =
+            trial < 40 ? pt_case(&rng, shapes[trial % 6], 4, trial % 2) : wide_case(&rng, 4);
         pt_random_plan(&rng, c);
         const size_t segs = (size_t)c->segs, lists = segs * (size_t)c->shape.lists;
         const size_t count =
             (size_t)(c->sparse_segs * c->shape.lists) * (size_t)(c->shape.block * c->max_pages);
         float *score = kt_floats(count);
         for (size_t j = 0; j < count; j++)
-            score[j] = trial % 3 ? kt_uniform(&rng, 0, 1) : (float)kt_int(&rng, 0, 4) * 0.25f;
+            score[j] = trial % 3 ? kt_uniform(&rng, 0, 1)
+                                 : (float)kt_int(&rng, 0, trial < 40 ? 4 : 1) * 0.25f;
         int32_t *slot = ac_permutation(&rng, c->segs);
         int32_t *pages = kt_ints(lists * CAP), *held = kt_ints(lists);
         fill_kept(&rng, c, CAP, pages, held);
@@ -435,18 +447,19 @@ void pt_test_page_plan(void **state)
 {
     (void)state;
     kt_rng rng = {12};
-    for (int trial = 0; trial < 24; trial++) {
-        ac_case *c = pt_case(&rng, shapes[trial % 6], 2, trial % 2);
+    for (int trial = 0; trial < 28; trial++) {
+        ac_case *c = trial < 24 ? pt_case(&rng, shapes[trial % 6], 2, trial % 2)
+                                : wide_case(&rng, trial % 2 ? 20 : 4);
         c->seg_kind[1] = KERN_SEG_STEP;
         pt_random_plan(&rng, c);
         kern_page_choice choice[KERN_SEG_KINDS] = {{0}};
         choice[KERN_SEG_STEP] = (kern_page_choice){kt_int(&rng, 1, 40), false, 7};
-        kern_dev *dev = pt_gpu[trial / 6 % 2];
+        kern_dev *dev = pt_gpu[trial < 24 ? trial / 6 % 2 : trial / 26];
         int64_t *counts[2];
         plan_out out[2];
         for (int at_once = 0; at_once < 2; at_once++) {
             counts[at_once] = kt_alloc((size_t)c->segs * KERN_COUNT_N, sizeof **counts);
-            out[at_once] = plan_pages(dev, c, choice, at_once, trial / 12, counts[at_once]);
+            out[at_once] = plan_pages(dev, c, choice, at_once, trial / 12 % 2, counts[at_once]);
         }
         KT_SAME(counts[0], counts[1], (size_t)c->segs * KERN_COUNT_N, "counts");
         same_plans(&out[0], &out[1], c);
