@@ -115,7 +115,7 @@ __device__ static lane_part<N> add_parts(const attn_view &a, int2 home, int lane
     }
     const bool any = weights > 0.0f;
     const float factor = any ? __fdividef(1.0f, weights) : 0.0f;
-    sum.lse = any ? top * LN_2 + __logf(weights) : -CUDART_INF_F;
+    sum.lse = any ? (top + log_2(weights)) * LN_2 : -CUDART_INF_F;
 #pragma unroll
     for (int j = 0; j < N; j++)
         sum.o.x[j] *= factor;
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(MERGE_WARPS *WARP)
     begin_kernel();
     if (warp >= lanes * v.split.by)
         return;
-    const lane_part<N> own = {read_cells<N>(a.out, at + c), __ldcg(a.own_lse + here)};
+    const lane_part<N> own = {read_cells<N>(own_cells(a), at + c), __ldcg(a.own_lse + here)};
     if (place >= 0) {
         const int2 workers = __ldcg(home);
         if (workers.x == workers.y)

@@ -129,5 +129,5 @@ work_shape mma_shape(const attn_view &v, const batch_view &b)
     const int lanes = want <= 16 ? 16 : want <= 32 ? 32 : want <= 64 ? 64 : 128;
     const size_t shared =
         v.dim == 64 ? sizeof(key_ring<ampere<64, 16>>) : sizeof(key_ring<ampere<128, 16>>);
-    return {lanes, KEYS, 1, shared};
+    return {lanes, KEYS, block_weight(lanes), 1, shared};
 }

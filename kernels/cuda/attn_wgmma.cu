@@ -176,7 +176,7 @@ bool wgmma_takes(const kern_cuda_ctx *ctx, const attn_view &v, const batch_view 
 
 work_shape wgmma_shape(const attn_view &v)
 {
-    return {128, KEYS, 1,
+    return {128, KEYS, block_weight(128), 1,
             v.dim == 64 ? sizeof(key_ring<hopper<64>>) : sizeof(key_ring<hopper<128>>)};
 }
 

@@ -70,7 +70,7 @@ __device__ static void store_lane(const attn_view &a, const work_piece &piece, i
     for (int i = 0; i < DIM / WARP; i++) {
         const int c = thread + i * WARP;
         if (c < a.dim && t.own)
-            a.out.set(at * a.dim + c, o[i] / divisor);
+            own_cells(a).set(at * a.dim + c, o[i] / divisor);
         else if (c < a.dim)
             to[at * a.dim + c] = o[i] / divisor;
     }
@@ -156,7 +156,7 @@ static work_shape any_shape(const attn_view &v, const batch_view &b)
     const size_t shared = v.dim <= 64    ? sizeof(attn_shared<64, 4>)
                           : v.dim <= 128 ? sizeof(attn_shared<128, 4>)
                                          : sizeof(attn_shared<256, 2>);
-    return {TILE_WARPS * (v.dim <= 128 ? 4 : 2), b.page > TILE_KEYS ? b.page : TILE_KEYS, 4,
+    return {TILE_WARPS * (v.dim <= 128 ? 4 : 2), b.page > TILE_KEYS ? b.page : TILE_KEYS, 1, 4,
             shared};
 }
 
@@ -173,6 +173,7 @@ static bool cut(const kern_cuda_ctx *ctx, const batch_view &b, work_shape shape,
     v->numbers =
         ((int)blocks_of((size_t)b.rows * group, shape.lanes) + v->spare * b.segs) * v->kv_heads.by;
     v->blocks = (int)blocks_of(b.rows, b.block) * v->parts.by * v->kv_heads.by;
+    v->weight = shape.weight;
     v->workers = ctx->sms * (fit < 1 ? 1 : fit < shape.blocks ? fit : shape.blocks);
     const size_t slots = 2 * (size_t)v->workers;
     v->part = (float *)ctx->workspace;

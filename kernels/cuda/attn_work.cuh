@@ -5,10 +5,10 @@
 // A lane is a row and a query head of a KV head's group. A tile is up to `lanes` consecutive
 // lanes for one KV head and the keys that they read: active rows of a segment and their
 // prefix, or all rows of a block and the block itself. Tokens of prefixes are cut into units
-// of `keys` tokens; a block is one unit. Every worker begins with its share of the blocks and
-// takes of the units of all prefixes, one after another, so many that it has as many units as
-// the others or one more, wherever that cuts a tile. Where there are fewer units than workers,
-// so many work. So the grid is fixed by the batch's shape while every multiprocessor reads the
+// of `keys` tokens; a block is never cut and counts for `weight` units. Every worker begins with
+// its share of the blocks and takes of the units of all prefixes, one after another, so many
+// that it has as many units as the others or one more, wherever that cuts a tile. Where there
+// are fewer units than workers, so many work. So the grid is fixed by the batch's shape while every multiprocessor reads the
 // same number of keys, whichever rows are active and whatever they read.
 //
 // A share is a run of pieces, each of one tile. A piece that is a whole tile goes to `o` and
@@ -42,7 +42,7 @@ struct attn_view {
     const void *k, *v;
     float *o, *lse;
     float *page_lse; // or NULL
-    any_cells out;   // first of the rows' own blocks
+    any_cells out;   // at first of the rows' own blocks (own_cells)
     int stride, dim;
     divider heads, kv_heads, group;
     float scale;
@@ -52,6 +52,7 @@ struct attn_view {
     int spare;     // 1 where a segment may need a tile more than its lanes fill, else 0
     int numbers;   // upper bound of the numbers of prefix tiles
     int blocks;    // tiles of blocks
+    int weight;    // units that one counts for
     int workers;   // blocks of the kernel
 
     // In the workspace.
@@ -182,14 +183,21 @@ struct share_room {
     work_tile t;
 };
 
-// How many of `prefixes` units the workers before `worker` take. The last ones begin with a
-// block more than the others, which first make up for that, so that only the last may have
-// nothing: the workers of a tile follow each other.
-__device__ inline int units_before(int prefixes, int blocks, int workers, int worker)
+// How much of `all` the workers before `worker` take, if the first ones take one more.
+__device__ inline int even_share(int all, int workers, int worker)
 {
-    const int lighter = workers - blocks % workers, rest = max(prefixes - lighter, 0);
-    const int each = rest / workers;
-    return min(min(worker, lighter), prefixes) + each * worker + min(worker, rest - each * workers);
+    const int each = all / workers;
+    return each * worker + min(worker, all - each * workers);
+}
+
+// How many of `all` units of prefixes the workers before `worker` take. The last ones begin
+// with a block more than the others, which first make up for that. Only the last may have
+// nothing: the workers of a tile follow each other.
+__device__ inline int units_before(const attn_view &a, int all, int workers, int worker)
+{
+    const int lighter = workers - a.blocks % workers, first = min(all, a.weight * lighter);
+    return even_share(first, lighter, min(worker, lighter)) +
+           even_share(all - first, workers, worker);
 }
 
 // Begins the kernel and finds the share of this block. All threads; `room` is shared.
@@ -214,8 +222,8 @@ __device__ inline work_share begin_share(const attn_view &a, const batch_view &b
     if (worker >= workers)
         return {a.blocks, 1, false, 0, 0, 0, 0};
     work_share s = {workers - 1 - worker, workers, true, 0, 0, 0, 0};
-    s.first = units_before(all, a.blocks, workers, worker);
-    s.end = units_before(all, a.blocks, workers, worker + 1);
+    s.first = units_before(a, all, workers, worker);
+    s.end = units_before(a, all, workers, worker + 1);
     if (s.first == s.end)
         return s;
     if (before <= s.first && s.first < before + mine) { // this thread's tiles, from the last on
@@ -305,12 +313,27 @@ __device__ inline float power(float x)
     return y;
 }
 
+// log2(x); below the normal numbers x counts as 0.
+__device__ inline float log_2(float x)
+{
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 static const float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
 
-// How a kernel cuts the work: lanes of a tile, keys of a unit, and the blocks that fit a
-// multiprocessor, by registers and by shared memory.
+// The view of `out` in which what rows get of their blocks waits there: bf16 for f16 too.
+__device__ inline any_cells own_cells(const attn_view &a)
+{
+    return {a.out.at, a.out.dtype == KERN_F32 ? KERN_F32 : KERN_BF16};
+}
+
+// How a kernel cuts the work: lanes of a tile, keys of a unit, units that a block of tokens
+// counts for, and the kernel's blocks that fit a multiprocessor, by registers and by shared
+// memory.
 struct work_shape {
-    int lanes, keys, blocks;
+    int lanes, keys, weight, blocks;
     size_t shared;
 };
 
