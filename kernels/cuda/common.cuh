@@ -125,6 +125,34 @@ struct any_cells {
             set(i + 1, y);
         }
     }
+    // Eight in a row, 16 bytes at a time; i is a multiple of 8.
+    __device__ void get8(size_t i, float (&x)[8]) const
+    {
+        if (dtype == KERN_F32) {
+            ((float4 *)x)[0] = ((const float4 *)at)[i / 4];
+            ((float4 *)x)[1] = ((const float4 *)at)[i / 4 + 1];
+            return;
+        }
+        const uint4 packed = ((const uint4 *)at)[i / 8];
+        for (int k = 0; k < 8; k++)
+            x[k] = dtype == KERN_BF16 ? to_f32(((const __nv_bfloat16 *)&packed)[k])
+                                      : to_f32(((const __half *)&packed)[k]);
+    }
+    __device__ void set8(size_t i, const float (&x)[8]) const
+    {
+        if (dtype == KERN_F32) {
+            ((float4 *)at)[i / 4] = ((const float4 *)x)[0];
+            ((float4 *)at)[i / 4 + 1] = ((const float4 *)x)[1];
+            return;
+        }
+        uint4 packed;
+        for (int k = 0; k < 8; k++)
+            if (dtype == KERN_BF16)
+                ((__nv_bfloat16 *)&packed)[k] = from_f32<__nv_bfloat16>(x[k]);
+            else
+                ((__half *)&packed)[k] = from_f32<__half>(x[k]);
+        ((uint4 *)at)[i / 8] = packed;
+    }
 };
 
 static inline any_cells cells(const kern_buf *buf)

@@ -123,21 +123,37 @@ extern "C" int kern_cuda_launch_qk_rope(const kern_cuda_ctx *ctx, const kern_qk_
                    a->head_dim, a->eps);
 }
 
+enum { STRIP = 8 }; // neighbouring columns of a thread
+
+__device__ inline float swiglu(float gate, float up)
+{
+    return gate / (1.0f + expf(-gate)) * up;
+}
+
 __global__ void swiglu_kernel(any_cells gate_up, any_cells out, int cols)
 {
     begin_kernel();
-    const int c = blockIdx.y * blockDim.x + threadIdx.x;
-    const size_t row = blockIdx.x;
-    if (c >= cols)
-        return;
-    const float gate = gate_up.get(row * 2 * cols + c), up = gate_up.get((row * 2 + 1) * cols + c);
-    out.set(row * cols + c, gate / (1.0f + expf(-gate)) * up);
+    const int first = (blockIdx.y * blockDim.x + threadIdx.x) * STRIP;
+    const size_t row = blockIdx.x, gates = row * 2 * cols, ups = gates + cols;
+    if (cols % STRIP) {
+        for (int c = first; c < first + STRIP && c < cols; c++)
+            out.set(row * cols + c, swiglu(gate_up.get(gates + c), gate_up.get(ups + c)));
+    } else if (first < cols) {
+        alignas(16) float gate[STRIP], up[STRIP];
+        gate_up.get8(gates + first, gate);
+        gate_up.get8(ups + first, up);
+#pragma unroll
+        for (int i = 0; i < STRIP; i++)
+            up[i] = swiglu(gate[i], up[i]);
+        out.set8(row * cols + first, up);
+    }
 }
 
 extern "C" int kern_cuda_launch_swiglu(const kern_cuda_ctx *ctx, const kern_swiglu_args *a)
 {
-    const dim3 grid(a->rows, blocks_of(a->cols, 256));
-    return enqueue(ctx, swiglu_kernel, grid, 256, 0, cells(a->gate_up), cells(a->out), a->cols);
+    const unsigned threads = 128;
+    const dim3 grid(a->rows, blocks_of(a->cols, threads * STRIP));
+    return enqueue(ctx, swiglu_kernel, grid, threads, 0, cells(a->gate_up), cells(a->out), a->cols);
 }
 
 __global__ void gather_kernel(any_cells x, const int *index, any_cells out, int cols)
