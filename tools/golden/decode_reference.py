@@ -31,9 +31,9 @@ HF_RUNS = [
     ("mk-512-0", "sequential", 5, 0.9, MAX_TOKENS),
     ("mq-512-0", "sequential", 16, 0.9, 48),
     ("single-512-1", STATIC, 2, 0.9, MAX_TOKENS),
-    ("mv-512-0", STATIC, 3, 0.9, MAX_TOKENS),
-    ("rpt-512-0", STATIC, 4, 0.9, MAX_TOKENS),
-    ("rpt-512-1", STATIC, 3, 0.9, MAX_TOKENS),
+    ("mv-512-0", STATIC, 2, 0.9, MAX_TOKENS),
+    ("rpt-512-0", STATIC, 4, 0.9, 14),
+    ("rpt-512-1", STATIC, 3, 0.9, 14),
     ("single-512-1", DYNAMIC, 0, 0.9, MAX_TOKENS),
     ("mk-512-0", DYNAMIC, 0, 0.9, MAX_TOKENS),
     ("mq-512-0", DYNAMIC, 0, 0.9, MAX_TOKENS),
@@ -61,6 +61,7 @@ EXTRA_RUNS = [  # other scopes, pages and budgets
     ("mq-2048-0", Policy("quest-init", 256, active="all", scope="head")),
     ("mq-2048-0", Policy("losa", 256, active="topk:8", scope="head")),
     ("mq-2048-0", Policy("losa", 128, page=32, active="unsettled")),
+    ("mq-2048-0", Policy("losa", 128, page=8, active="unsettled", scope="head")),
 ]
 
 
