@@ -83,8 +83,8 @@ typedef struct losa_config {
     bool check_plans; // all-reduce a checksum of every plan
 } losa_config;
 
-// losa, budget 256, scan budget 64, `unsettled`, dense first steps, page 16, no dense
-// layers, shared, query; SparseD's skip 0.2, FlashBlock's refresh 2.
+// losa, budget 256, scan budget 64, `unsettled`, dense first steps, page 8, no dense
+// layers, head, query (docs/QUALITY.md); SparseD's skip 0.2, FlashBlock's refresh 2.
 losa_config losa_config_default(void);
 // RT_ERR_INVALID, naming the parameter and its range.
 rt_status losa_config_check(const losa_config *config);

@@ -101,6 +101,7 @@ static void fill(rank *r, const json_t *record, const char *model)
     r->options.attention.policy =
         losa_policy_find(json_string_value(json_object_get(record, "attention")));
     r->options.attention.budget = (int)number(record, "budget", r->options.attention.budget);
+    r->options.attention.scope = LOSA_SCOPE_SHARED;
     r->options.attention.page = (int)number(record, "page_size", r->options.attention.page);
     r->request = rt_request_default();
     r->request.prompt = json_string_value(user);
