@@ -466,7 +466,7 @@ static void test_bad_lines(void **state)
 }
 
 // A request that all the KV pages of a group cannot hold, beside one that they can: 16 tokens
-// and what each of 4 sessions may leave unused, (4 + 16) tokens, make 6 pages.
+// and what each of 4 sessions may leave unused, (4 + 8) tokens, make 8 pages.
 static void test_few_pages(void **state)
 {
     (void)state;
@@ -480,7 +480,7 @@ static void test_few_pages(void **state)
     assert_int_equal(json_array_size(records), 2);
     const json_t *bad = json_array_get(records, 0);
     assert_int_equal(run_number(bad, "response.status_code"), 400);
-    assert_non_null(strstr(run_text(bad, "response.body.error.message"), "needed, there are 6"));
+    assert_non_null(strstr(run_text(bad, "response.body.error.message"), "needed, there are 8"));
     assert_int_equal(run_number(json_array_get(records, 1), "response.status_code"), 200);
     json_decref(records);
     free(in);

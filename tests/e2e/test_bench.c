@@ -96,10 +96,11 @@ static void test_attention(void **state)
 static void test_attention_ranks(void **state)
 {
     (void)state;
-    json_t *rows = rows_of(2,
-                           "attention 64 --json --policies losa:topk:2:first=sparse "
-                           "--masked 2 " LAYER,
-                           ATTENTION, 3);
+    json_t *rows =
+        rows_of(2,
+                "attention 64 --json --policies losa:topk:2:first=sparse:plan-scope=shared "
+                "--masked 2 " LAYER,
+                ATTENTION, 3);
     const json_t *later = json_array_get(rows, 2);
     assert_true(run_number(later, "exchange_us") > 0 && run_number(later, "locality_us") > 0);
     assert_true(run_number(json_array_get(rows, 1), "score_us") > 0);

@@ -109,11 +109,11 @@ static void make_prompts(void)
                                                    0) user = run_text(document, "user");
     const size_t len = strlen(user);
     assert_true(len > 0);
-    char *text = calloc(9 * len + 1, 1);
+    char *text = calloc(17 * len + 1, 1);
     assert_non_null(text);
-    for (int k = 0; k < 9; k++)
+    for (int k = 0; k < 17; k++)
         memcpy(text + (size_t)k * len, user, len);
-    run_write(run_temp("too-long.txt"), text, 9 * len);
+    run_write(run_temp("too-long.txt"), text, 17 * len);
     run_write(run_temp("long.txt"), text, 7 * len);
     run_write(run_temp("normal.txt"), text, len);
     write_text(run_temp("empty.txt"), "");
@@ -282,7 +282,7 @@ static const refusal refusals[] = {
     {"generate --model %NEEDLE --prompt-file @empty.txt", FAILED, {"empty.txt", "empty"}},
     {"generate --model %NEEDLE --prompt ''", FAILED, {"prompt", "empty"}},
     {"generate --model %NEEDLE --prompt-file @not-utf8.txt", FAILED, {"UTF-8", "4"}},
-    {"generate --model %NEEDLE --prompt-file @too-long.txt", FAILED, {"16384", "context"}},
+    {"generate --model %NEEDLE --prompt-file @too-long.txt", FAILED, {"32768", "context"}},
     {"generate --model %NEEDLE --prompt-file @normal.txt --context 1024",
      FAILED,
      {"pages", "2", "needed"}},

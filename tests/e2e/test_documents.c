@@ -213,11 +213,12 @@ static void within(const char *what, double value, double low, double high)
         fail_msg("%s is %g, not between %g and %g", what, value, low, high);
 }
 
-// Over all short documents, at budget 128.
+// Over all short documents, at budget 128: of what a later step could read, since a policy may
+// take other steps.
 static void test_reads_less(void **state)
 {
     (void)state;
-    double losa_sum = 0, quest_sum = 0, losa_bytes = 0, quest_bytes = 0;
+    double losa_sum = 0, quest_sum = 0;
     size_t i;
     const json_t *document;
     json_array_foreach(documents, i, document)
@@ -226,10 +227,6 @@ static void test_reads_less(void **state)
             continue;
         json_t *losa = ask(document, 2, "losa", 128, "shared");
         json_t *quest = ask(document, 2, "quest-init", 128, "shared");
-        losa_sum += run_number(losa, "stats.prefix_tokens_read");
-        quest_sum += run_number(quest, "stats.prefix_tokens_read");
-        losa_bytes += run_number(losa, "stats.prefix_bytes_read");
-        quest_bytes += run_number(quest, "stats.prefix_bytes_read");
         if (run_number(losa, "stats.steps_per_block") > 1) {
             within("losa's density", run_number(losa, "stats.density_later"), 0, 1);
             within("losa's total density", run_number(losa, "stats.density_total"), 0, 1);
@@ -238,14 +235,14 @@ static void test_reads_less(void **state)
             within("losa's union inflation", run_number(losa, "stats.union_inflation"), 0.999, 100);
             assert_true(run_number(quest, "stats.active_share") == 1);
             assert_true(run_number(losa, "stats.exchange_bytes") > 0);
+            losa_sum += run_number(losa, "stats.density_later");
+            quest_sum += run_number(quest, "stats.density_later");
         }
         json_decref(losa);
         json_decref(quest);
     }
-    print_message("           prefix tokens read: losa %.0f, quest-init %.0f\n", losa_sum,
-                  quest_sum);
+    print_message("           sum of densities: losa %.4f, quest-init %.4f\n", losa_sum, quest_sum);
     assert_true(losa_sum > 0 && losa_sum < quest_sum);
-    assert_true(losa_bytes > 0 && losa_bytes < quest_bytes);
 }
 
 // One list per KV head and an active set that all ranks know: nothing to exchange.

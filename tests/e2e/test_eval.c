@@ -12,6 +12,8 @@
 enum { DOCUMENTS = 3, POLICIES = 2, FAILED = 1, USAGE = 2, INTERRUPTED = 130 };
 static const double LIMIT = 120.0;
 
+#define LOSA "losa:128:plan-scope=shared" // exchanges scores
+
 static char *data;
 
 static int prepare(void **state)
@@ -35,7 +37,7 @@ static void eval_args(run_args *args, const char *resume)
     run_arg(args, "eval");
     run_arg(args, "--model=%s", run_source("models/needle-11m"));
     run_arg(args, "--data=%s", data);
-    run_arg(args, "--policies=dense,losa:128");
+    run_arg(args, "--policies=dense," LOSA);
     run_arg(args, "--max-sessions=2");
     run_arg(args, "--resume=%s", resume);
 }
@@ -58,7 +60,7 @@ static const json_t *cell(const json_t *summary, const char *policy, const char 
 
 static void check_summary(const json_t *summary)
 {
-    const json_t *dense = cell(summary, "dense", NULL), *losa = cell(summary, "losa:128", NULL);
+    const json_t *dense = cell(summary, "dense", NULL), *losa = cell(summary, LOSA, NULL);
     assert_int_equal(run_number(dense, "documents"), DOCUMENTS);
     assert_int_equal(run_number(dense, "length"), 512);
     assert_int_equal(run_number(dense, "right"), DOCUMENTS);
@@ -71,7 +73,7 @@ static void check_summary(const json_t *summary)
     assert_true(run_number(losa, "same_choice") > 0.9);
     assert_true(run_number(dense, "exchange_bytes") == 0);
     assert_true(run_number(losa, "exchange_bytes") > 0);
-    assert_int_equal(run_number(cell(summary, "losa:128", "mk"), "documents"), 1);
+    assert_int_equal(run_number(cell(summary, LOSA, "mk"), "documents"), 1);
 }
 
 // What times do not change.
@@ -97,7 +99,7 @@ static void check_plots(const char *folder)
         size_t len;
         snprintf(path, sizeof path, "%s/%s", folder, names[i]);
         char *svg = run_read(path, &len);
-        assert_non_null(strstr(svg, "losa:128</text>"));
+        assert_non_null(strstr(svg, LOSA "</text>"));
         assert_non_null(strstr(svg, "</svg>\n"));
         free(svg);
     }
@@ -114,7 +116,7 @@ static json_t *run_whole(const char *resume, const char *name)
     run_result result = run_ok(2, &args, LIMIT);
     assert_int_equal(result.err_lines, 0);
     assert_non_null(strstr(result.out, "3 documents of up to 512 tokens"));
-    assert_non_null(strstr(result.out, "\nlosa:128 "));
+    assert_non_null(strstr(result.out, "\n" LOSA " "));
     run_result_free(&result);
     run_args_free(&args);
     check_plots(plots);
@@ -135,6 +137,7 @@ static void check_record(const char *resume)
     run_arg(&args, "--chat");
     run_arg(&args, "--json");
     run_arg(&args, "--budget=128");
+    run_arg(&args, "--plan-scope=shared");
     json_t *got = run_json(2, &args, LIMIT);
     run_args_free(&args);
     assert_int_equal(json_array_size(records), 1 + DOCUMENTS * POLICIES);

@@ -143,7 +143,7 @@ static const refusal refusals[] = {
     {LOGITS("tiny"), 16, {"8 query heads", "16 ranks"}},
     {"generate --prompt a --model @merges", 0, {"merges/tokenizer.json", "merge"}},
     {"generate --prompt a --model @classes", 0, {"classes/tokenizer.json", "&&"}},
-    {"generate --model %NEEDLE --prompt-file @zeros.txt", 0, {"100000000 bytes", "16384"}},
+    {"generate --model %NEEDLE --prompt-file @zeros.txt", 0, {"100000000 bytes", "32768"}},
     {"logits --model %NEEDLE --out @x.npy --ids @zeros.json", 0, {"zeros.json", "33554432"}},
 };
 enum { REFUSALS = sizeof refusals / sizeof refusals[0] };

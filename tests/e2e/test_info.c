@@ -51,12 +51,12 @@ static void test_published(void **state)
     const double weights = sum_of(object, "memory.weights");
     assert_true(weights > 2 * 8.19e9 && weights < 2 * 8.2e9);
     const json_t *first = json_array_get(run_get(object, "shards"), 0);
-    const double page = 16 * 2.0 * 36 * 4 * 128 * 2 + 36.0 * 4 * (2 * 128 + 128 / 16);
+    const double page = 8 * 2.0 * 36 * 4 * 128 * 2 + 36.0 * 4 * (2 * 128 + 128 / 16);
     assert_true(run_number(first, "kv.page_bytes") == page);
-    const int pages = (3 * (10000 + 4 + 16) + 15) / 16, held = (int)(4294967296.0 / page);
+    const int pages = (3 * (10000 + 4 + 8) + 7) / 8, held = (int)(4294967296.0 / page);
     assert_int_equal(run_number(first, "kv.pages"), pages);
-    assert_int_equal(run_number(first, "kv.fit_tokens"), held * 16);
-    assert_int_equal(run_number(first, "kv.fit_sessions"), held / ((10000 + 4 + 16 + 15) / 16));
+    assert_int_equal(run_number(first, "kv.fit_tokens"), held * 8);
+    assert_int_equal(run_number(first, "kv.fit_sessions"), held / ((10000 + 4 + 8 + 7) / 8));
     assert_string_equal(run_text(object, "device"), "cuda");
     assert_string_equal(run_text(object, "default_device"), "cpu"); // the tests hide GPUs
     assert_int_equal(run_number(object, "sessions"), 3);
@@ -72,8 +72,8 @@ static void test_checkpoint(void **state)
     const char *const words[] = {"--model", model, "--ranks", "4", NULL};
     run_result text = info(words);
     static const char *const parts[] = {"device                cpu (default here: cpu, 0 GPUs)",
-                                        "page metadata", "1 session of 16384 tokens",
-                                        "KV pages: 1026 of 16 tokens"};
+                                        "page metadata", "1 session of 32768 tokens",
+                                        "KV pages: 4099 of 8 tokens"};
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
         assert_non_null(strstr(text.out, parts[i]));
     run_result_free(&text);

@@ -36,6 +36,8 @@ static void add_words(run_args *args, const char *id, const char *policy, const 
     run_arg(args, "--json");
     run_arg(args, "--attention=%s", policy);
     run_arg(args, "--budget=128");
+    run_arg(args, "--page-size=16");
+    run_arg(args, "--plan-scope=shared"); // of lists for each head a trace has rank 0's
     run_arg(args, "--trace-plans=%s", file);
 }
 

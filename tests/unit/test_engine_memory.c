@@ -29,6 +29,7 @@ static rt_engine_options options_of(const rt_model_config *config)
     o.threads = 2;
     o.dummy = config;
     o.max_sessions = 3;
+    o.attention.page = 16;
     return o;
 }
 
@@ -106,7 +107,6 @@ static void test_shapes(void **state)
 {
     (void)state;
     rt_engine_options o = options_of(&small);
-    o.attention.page = 16;
     size_t weights = 0;
     for (int rank = 0; rank < 2; rank++) {
         rt_memory m;
@@ -306,7 +306,7 @@ static void test_context_of_text(void **state)
     r.prompt_len = bytes;
     const rt_request both[] = {ids_of(10, 7), r};
     assert_fails(rt_engine_context_for(&o, both, 2, &all, &refused), RT_ERR_LIMIT, "1048576 bytes",
-                 "context of 16384");
+                 "context of 32768");
     assert_int_equal(refused, 1);
     free(text);
     o = engine_options("tests/golden/logits/gqa_b4_tied"); // has no tokenizer
