@@ -67,9 +67,8 @@ static const app_option options[] = {
     {"stats-file", 0, APP_TEXT, AT(stats_file), 0, 0, "FILE", NULL,
      "also write that to a file, for 'losa report'", NULL, NULL, NULL},
     {"trace-plans", 0, APP_TEXT, AT(engine.trace_plans), 0, 0, "FILE", NULL,
-     "write every active set and page list to a file, for 'losa info --trace'; with --plan-scope "
-     "head those of rank 0",
-     NULL, NULL, NULL},
+     "write every active set and page list of all ranks to a file, for 'losa info --trace'", NULL,
+     NULL, NULL},
     APP_OPTION_VERBOSE(app_generate_args),
     APP_OPTION_QUIET(app_generate_args),
 };

@@ -52,18 +52,20 @@ rt_status losa_layer(losa_state *s, const losa_layer_args *args);
 
 // Start of a forward: clears the counters of its `segs` segments.
 rt_status losa_begin(losa_state *s, int segs);
-// What a layer decided, on the host. Arrays as in kern_plan, valid during the call.
+// What a layer decided, on the host. Arrays as in kern_plan, valid during the call, but with
+// the lists of all ranks.
 typedef struct losa_view {
     int layer;
     const kern_batch *batch; // as this layer ran it: a dense layer has no sparse segments
-    int lists;
+    int lists;               // 1, or one per KV head of the model, in their order
     const int32_t *act_rows, *act_count;
     const int32_t *pages, *page_count;
 } losa_view;
 typedef rt_status losa_observer(void *ctx, const losa_view *view);
 
 // From now on `observer` sees every layer's plan, before anybody reads by it; NULL ends
-// that. It costs a copy and a wait for the device in every layer: for traces and tests.
+// that. On all ranks or on none: they exchange their lists. It costs a copy and a wait for
+// the device in every layer: for traces and tests.
 rt_status losa_observe(losa_state *s, losa_observer *observer, void *ctx);
 
 // The stages of a layer. Exchanges are those of deltas, scores and masses.

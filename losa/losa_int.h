@@ -17,9 +17,10 @@ typedef struct layer_cache {
     kern_kept_lists kept; // of policies that choose by mass
 } layer_cache;
 
-// Host copy of the plan; made by the first losa_observe.
+// Host copy of the plan, with all lists; made by the first losa_observe.
 typedef struct losa_copy {
     int32_t *act_rows, *act_count, *pages, *page_count;
+    int32_t *gathered; // from the ranks, before it is put in order
 } losa_copy;
 
 struct losa_state {
@@ -27,6 +28,7 @@ struct losa_state {
     losa_config config;
     losa_limits limits;
     int heads, kv_heads;
+    int all_lists;          // of all ranks; those of copies of a KV head count once
     int score_lists, list0; // of the exchanged page scores
     bool exchange_scores;
     bool needs_delta; // the active rule looks at the change of the tokens
@@ -56,7 +58,7 @@ struct losa_state {
 // Tells the marker, if there is one, that a stage has been enqueued.
 rt_status losa_mark(const losa_state *s, losa_stage stage);
 
-// Shows the plan of a layer to the observer, if there is one.
+// Shows the plan of a layer to the observer, if there is one. Collective then.
 rt_status losa_show(losa_state *s, int layer, const kern_batch *batch);
 
 // The active rule in force: policies without reuse let every token read.

@@ -112,9 +112,10 @@ static void choose_lists(losa_state *s, const par_plan *plan)
     const bool shared = s->config.scope == LOSA_SCOPE_SHARED;
     const bool replicated = plan->kv_replicas > 1;
     s->plan.lists = shared ? 1 : s->kv_heads;
+    s->all_lists = shared ? 1 : s->kv_heads * (plan->ranks / plan->kv_replicas);
     s->score_lists = s->plan.lists;
     if (!shared && replicated) {
-        s->score_lists = plan->ranks / plan->kv_replicas;
+        s->score_lists = s->all_lists;
         s->list0 = plan->kv_heads.first;
     }
     s->exchange_scores = plan->ranks > 1 && (shared || replicated);
@@ -186,5 +187,6 @@ void losa_close(losa_state *s)
     rt_free(s->copy.act_count);
     rt_free(s->copy.pages);
     rt_free(s->copy.page_count);
+    rt_free(s->copy.gathered);
     rt_free(s);
 }

@@ -139,6 +139,16 @@ static int max_head_rows(const rt_engine *e)
     return denoised > RT_LOGITS_ROWS ? denoised : RT_LOGITS_ROWS;
 }
 
+// Of type losa_observer: all ranks show their plans, rank 0 writes the trace. A failure of
+// writing waits for its end.
+static rt_status show_plan(void *ctx, const losa_view *view)
+{
+    const rt_engine *e = ctx;
+    if (e->trace)
+        rt_trace_layer(e->trace, view);
+    return RT_OK;
+}
+
 static rt_status open_attention(rt_engine *e, int max_pages)
 {
     const losa_limits limits = {
@@ -151,7 +161,8 @@ static rt_status open_attention(rt_engine *e, int max_pages)
         .max_pages = max_pages,
         .sessions = e->options.max_sessions,
     };
-    return losa_open(&e->group, &e->plan, &e->options.attention, &limits, &e->attention);
+    RT_TRY(losa_open(&e->group, &e->plan, &e->options.attention, &limits, &e->attention));
+    return e->options.trace_plans ? losa_observe(e->attention, show_plan, e) : RT_OK;
 }
 
 static rt_status open_model(rt_engine *e)
@@ -188,7 +199,7 @@ rt_status rt_engine_open_tokenizer(rt_engine *e)
     return rt_file_exists(path) ? rt_tokenizer_open(path, &e->tokenizer) : RT_OK;
 }
 
-// Rank 0. In scope `head` the lists of a trace are those of this rank's KV heads.
+// Rank 0.
 static rt_status open_trace(rt_engine *e)
 {
     const losa_config *attention = &e->options.attention;
@@ -204,8 +215,7 @@ static rt_status open_trace(rt_engine *e)
     head.page = (uint32_t)attention->page;
     head.policy = (char *)(uintptr_t)attention->policy->name;
     head.scope = (char *)(uintptr_t)(attention->scope == LOSA_SCOPE_SHARED ? "shared" : "head");
-    RT_TRY(rt_trace_open(e->options.trace_plans, &head, &e->trace));
-    return losa_observe(e->attention, rt_trace_layer, e->trace);
+    return rt_trace_open(e->options.trace_plans, &head, &e->trace);
 }
 
 static rt_status open_root(rt_engine *e)

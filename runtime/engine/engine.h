@@ -54,7 +54,7 @@ typedef struct rt_engine_options {
     // Called on rank 0 while it reads the checkpoint: bytes of its own share. NULL: not.
     void (*on_load)(void *ctx, uint64_t done, uint64_t total);
     void *load_ctx;
-    const char *trace_plans; // file for every mask and page list, written by rank 0; NULL: none
+    const char *trace_plans; // file for every mask and page list of all ranks; NULL: none
 } rt_engine_options;
 rt_engine_options rt_engine_options_default(void);
 

@@ -119,15 +119,13 @@ static rt_status write_plan(rt_trace *t, const losa_view *view, int seg, int row
     return RT_OK;
 }
 
-rt_status rt_trace_layer(void *ctx, const losa_view *view)
+void rt_trace_layer(rt_trace *t, const losa_view *view)
 {
-    rt_trace *t = ctx;
     for (int seg = 0, row0 = 0; seg < t->args->count && t->status == RT_OK; seg++) {
         if (t->args->segments[seg]->kind != KERN_SEG_PREFILL)
             note(t, write_plan(t, view, seg, row0));
         row0 += (int)t->args->segments[seg]->count;
     }
-    return RT_OK;
 }
 
 void rt_trace_forward(rt_trace *t, uint64_t number, const rt_batch_args *args)

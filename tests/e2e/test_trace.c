@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Traces of page plans: byte for byte the same on 1, 2 and 4 ranks with shared lists, in
-// agreement with the statistics of the run, readable, and refused when damaged.
+// Traces of page plans: byte for byte the same on 1, 2 and 4 ranks, with a shared list and
+// with one for every head, and on 8, of which two hold copies of a KV head; in agreement with
+// the statistics of the run, readable, and refused when damaged.
 #include "tests/e2e/run.h"
 
 #include "proto/trace.h"
@@ -12,6 +13,11 @@
 
 static const double LIMIT = 120.0; // seconds for a run
 enum { COMMIT = 1, STEP = 4 };     // KERN_SEG_*
+enum { KV_HEADS = 4 };             // of the model
+
+typedef struct question {
+    const char *id, *policy, *scope, *more;
+} question;
 
 static json_t *documents;
 
@@ -24,30 +30,29 @@ static const json_t *document(const char *id)
     return NULL;
 }
 
-static void add_words(run_args *args, const char *id, const char *policy, const char *file)
+static void add_words(run_args *args, const question *q, const char *file)
 {
-    const char *prompt = run_temp("%s.txt", id);
-    const json_t *user = run_get(document(id), "user");
+    const char *prompt = run_temp("%s.txt", q->id);
+    const json_t *user = run_get(document(q->id), "user");
     run_write(prompt, json_string_value(user), json_string_length(user));
     run_arg(args, "generate");
     run_arg(args, "--model=%s", run_source("models/needle-11m"));
     run_arg(args, "--prompt-file=%s", prompt);
     run_arg(args, "--chat");
     run_arg(args, "--json");
-    run_arg(args, "--attention=%s", policy);
+    run_arg(args, "--attention=%s", q->policy);
     run_arg(args, "--budget=128");
     run_arg(args, "--page-size=16");
-    run_arg(args, "--plan-scope=shared"); // of lists for each head a trace has rank 0's
+    run_arg(args, "--plan-scope=%s", q->scope);
     run_arg(args, "--trace-plans=%s", file);
+    if (q->more)
+        run_arg(args, "%s", q->more);
 }
 
-static json_t *ask(int ranks, const char *id, const char *policy, const char *more,
-                   const char *file)
+static json_t *ask(int ranks, const question *q, const char *file)
 {
     run_args args = {0};
-    add_words(&args, id, policy, file);
-    if (more)
-        run_arg(&args, "%s", more);
+    add_words(&args, q, file);
     json_t *got = run_json(ranks, &args, LIMIT);
     run_args_free(&args);
     return got;
@@ -58,6 +63,7 @@ typedef struct summary {
     uint64_t plans, read, prefix, read_steps, prefix_steps, read_later, prefix_later, active_later,
         rows_later;
     uint64_t opened_pages; // pages in reach of the segments that open a block
+    size_t lists;          // of every plan
 } summary;
 
 static void add_plan(summary *s, const pb_trace *t, const Pb__TracePlan *p)
@@ -65,6 +71,7 @@ static void add_plan(summary *s, const pb_trace *t, const Pb__TracePlan *p)
     const uint32_t page = t->head->head->page;
     const bool later = p->kind == STEP;
     s->plans++;
+    s->lists = p->n_lists;
     for (size_t l = 0; l < p->n_lists; l++) {
         const uint32_t tokens = pb_trace_tokens(t, p, l), prefix = pb_trace_prefix(t, p);
         s->read += tokens;
@@ -107,14 +114,18 @@ static void equal(const json_t *got, const char *path, double want)
         fail_msg("%s is %.9g, the trace says %.9g", path, value, want);
 }
 
-static void check_statistics(const json_t *got, const summary *s, int ranks)
+// Every rank counts what it reads: the ranks that hold a list count it all.
+static void check_statistics(const json_t *got, const summary *s, const question *q, int ranks)
 {
+    const bool shared = strcmp(q->scope, "shared") == 0;
+    const int holders = shared ? ranks : ranks > KV_HEADS ? ranks / KV_HEADS : 1;
+    assert_int_equal(s->lists, shared ? 1 : KV_HEADS);
     assert_true(s->plans > 0 && s->prefix_later > 0);
     equal(got, "stats.density_later", (double)s->read_later / (double)s->prefix_later);
     equal(got, "stats.density_steps", (double)s->read_steps / (double)s->prefix_steps);
     equal(got, "stats.density_total", (double)s->read / (double)s->prefix);
     equal(got, "stats.active_share", (double)s->active_later / (double)s->rows_later);
-    equal(got, "stats.prefix_tokens_read", (double)s->read * ranks);
+    equal(got, "stats.prefix_tokens_read", (double)s->read * holders);
 }
 
 static void same_files(const char *a, const char *b)
@@ -131,17 +142,18 @@ static void test_ranks(void **state)
 {
     (void)state;
     static const struct {
-        const char *id, *policy, *more;
-    } runs[] = {{"vt-512-1", "losa", NULL},
-                {"vt-512-1", "losa-mix", NULL},
-                {"mk-512-0", "losa", "--active=topk:5"},
-                {"vt-2048-1", "losa-mix", "--first=sparse"}};
+        question q;
+        int most;
+    } runs[] = {{{"vt-512-1", "losa", "shared", NULL}, 4},
+                {{"vt-512-1", "losa-mix", "head", NULL}, 4},
+                {{"mk-512-0", "losa", "head", "--active=topk:5"}, 8},
+                {{"vt-2048-1", "losa-mix", "shared", "--first=sparse"}, 4}};
     for (size_t i = 0; i < sizeof runs / sizeof runs[0]; i++)
-        for (int ranks = 1; ranks <= 4; ranks *= 2) {
+        for (int ranks = 1; ranks <= runs[i].most; ranks *= 2) {
             const char *file = run_temp("%zu-%d.trace", i, ranks);
-            json_t *got = ask(ranks, runs[i].id, runs[i].policy, runs[i].more, file);
+            json_t *got = ask(ranks, &runs[i].q, file);
             const summary s = read_trace(file);
-            check_statistics(got, &s, ranks);
+            check_statistics(got, &s, &runs[i].q, ranks);
             same_files(run_temp("%zu-1.trace", i), file);
             json_decref(got);
         }
@@ -153,9 +165,10 @@ static void test_exchange_of_mass(void **state)
 {
     (void)state;
     const char *file = run_temp("mass.trace");
-    json_t *got = ask(2, "mk-512-0", "losa-mass", NULL, file);
+    const question q = {"mk-512-0", "losa-mass", "shared", NULL};
+    json_t *got = ask(2, &q, file);
     const summary s = read_trace(file);
-    check_statistics(got, &s, 2);
+    check_statistics(got, &s, &q, 2);
     equal(got, "stats.exchange_bytes", 2.0 * 4.0 * (double)s.opened_pages);
     json_decref(got);
 }
@@ -206,7 +219,7 @@ static void test_info(void **state)
 {
     (void)state;
     char *file = strdup(run_temp("info.trace"));
-    json_t *got = ask(0, "mk-512-0", "losa", NULL, file);
+    json_t *got = ask(2, &(question){"mk-512-0", "losa", "head", NULL}, file);
     json_decref(got);
     const summary s = read_trace(file);
     run_result r = info(file);
@@ -216,7 +229,8 @@ static void test_info(void **state)
         lines += r.out[i] == '\n';
     assert_true(lines == s.plans + 2); // and what was traced, and how many there are
     assert_non_null(strstr(r.out, "request 1, block 0, step 0, layer 0, open at 512: "
-                                  "active 0-15 (16 of 16); pages all 32\n"));
+                                  "active 0-15 (16 of 16); pages all 32; all 32; all 32; "
+                                  "all 32\n"));
     assert_non_null(strstr(r.out, "request 1, block 0, step 1, layer 5, step at 512: active "));
     run_result_free(&r);
     check_plot(file);
@@ -247,7 +261,7 @@ static void test_unwritable(void **state)
     for (int ranks = 0; ranks <= 2; ranks += 2)
         for (int i = 0; i < 2; i++) {
             run_args args = {0};
-            add_words(&args, "mk-512-0", "losa", files[i]);
+            add_words(&args, &(question){"mk-512-0", "losa", "head", NULL}, files[i]);
             const run_job job = {.ranks = ranks, .args = &args, .limit = LIMIT};
             run_result r = run_losa(&job);
             if (r.status == 0 || r.timed_out || r.left || r.err_lines != 1 ||

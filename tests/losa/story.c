@@ -122,7 +122,7 @@ static rt_status watch(void *ctx, const losa_view *view)
 static void open_layer(const st_story *s, rank_state *r, int layer)
 {
     const st_shape *shape = &s->setup.shape;
-    const int kv_heads = r->plan.kv_heads.count;
+    const int kv_heads = r->plan.kv_heads.count, lists = shape->kv_heads;
     const size_t meta = (size_t)(s->page_count * kv_heads * shape->dim);
     const size_t keys = meta * (size_t)shape->page, rows = (size_t)s->max_rows;
     const size_t heads = (size_t)(r->plan.heads.count * shape->dim);
@@ -138,8 +138,8 @@ static void open_layer(const st_story *s, rank_state *r, int layer)
     r->out_host[layer] = kt_floats(rows * heads);
     r->view[layer] = (rank_view){.act_rows = kt_ints(rows),
                                  .act_count = kt_ints(ST_SEGS),
-                                 .pages = kt_ints((size_t)(ST_SEGS * kv_heads * s->max_pages)),
-                                 .page_count = kt_ints((size_t)(ST_SEGS * kv_heads))};
+                                 .pages = kt_ints((size_t)(ST_SEGS * lists * s->max_pages)),
+                                 .page_count = kt_ints((size_t)(ST_SEGS * lists))};
 }
 
 static void open_rank(st_story *s, int index)
@@ -490,24 +490,20 @@ static void collect_rows(st_story *s, int rank, int layer)
                r->out_host[layer] + (size_t)row * n, n * sizeof *to->out);
 }
 
-// One list of a rank: the first rank that has it tells, the others must agree.
-static void collect_list(st_story *s, int rank, int layer, int seg, int list, unsigned char *seen)
+// One list, entry [seg, list]: rank 0 tells, the others must have seen the same.
+static void collect_list(st_story *s, int rank, int layer, int at)
 {
     const st_forward *f = &s->forward;
     const rank_state *r = &s->rank[rank];
-    const int mine = f->lists == 1 ? 1 : r->plan.kv_heads.count;
-    const int whole = f->lists == 1 ? 0 : r->plan.kv_heads.first + list;
-    const int entry = seg * mine + list, at = seg * f->lists + whole;
-    const int count = r->view[layer].page_count[entry];
+    const int count = r->view[layer].page_count[at];
     unsigned char *read = kt_alloc((size_t)f->max_pages, 1);
     for (int i = 0; i < count; i++)
-        read[r->view[layer].pages[entry * f->max_pages + i]] = 1;
+        read[r->view[layer].pages[at * f->max_pages + i]] = 1;
     unsigned char *to = f->layer[layer].read + at * f->max_pages;
-    if (!seen[at]) {
+    if (rank == 0) {
         memcpy(to, read, (size_t)f->max_pages);
         f->layer[layer].all[at] = count < 0;
     }
-    seen[at] = 1;
     KT_SAME(to, read, (size_t)f->max_pages, "page lists of the ranks");
     assert_int_equal(f->layer[layer].all[at], count < 0);
     rt_free(read);
@@ -516,17 +512,12 @@ static void collect_list(st_story *s, int rank, int layer, int seg, int list, un
 static void collect(st_story *s)
 {
     const st_forward *f = &s->forward;
-    for (int l = 0; l < ST_LAYERS; l++) {
-        unsigned char *seen = kt_alloc((size_t)(f->segs * f->lists) + 1, 1);
+    for (int l = 0; l < ST_LAYERS; l++)
         for (int r = 0; r < s->setup.ranks; r++) {
-            const int lists = f->lists == 1 ? 1 : s->rank[r].plan.kv_heads.count;
             collect_rows(s, r, l);
-            for (int g = 0; g < f->segs; g++)
-                for (int i = 0; i < lists; i++)
-                    collect_list(s, r, l, g, i, seen);
+            for (int i = 0; i < f->segs * f->lists; i++)
+                collect_list(s, r, l, i);
         }
-        rt_free(seen);
-    }
 }
 
 bool st_next(st_story *s, const st_forward **out)
