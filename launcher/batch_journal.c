@@ -3,6 +3,7 @@
 
 #include "launcher/hash.h"
 #include "launcher/lines.h"
+#include "launcher/options.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/json.h"
 #include "runtime/base/log.h"
@@ -123,9 +124,11 @@ static rt_status check_head(const app_journal *j, const app_line *line, const rt
         const json_t *b = json_object_get(now, parts[i].key);
         if (json_equal(a, b))
             continue;
-        const bool text = json_is_string(a);
-        status = RT_FAIL(RT_ERR_INVALID, "%s: %s%s%.800s%s", j->path, parts[i].what,
-                         text ? ": '" : "", text ? json_string_value(a) : "", text ? "'" : "");
+        char words[200] = "";
+        if (json_is_string(a) && json_is_string(b))
+            app_first_difference(json_string_value(a), json_string_value(b), words, sizeof words);
+        status = RT_FAIL(RT_ERR_INVALID, "%s: %s%s%s", j->path, parts[i].what, *words ? ": " : "",
+                         words);
     }
     json_decref(now);
     json_decref(got);

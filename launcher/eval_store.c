@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launcher/eval_store.h"
 
+#include "launcher/options.h"
 #include "runtime/base/file.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
@@ -73,10 +74,12 @@ static rt_status check_head(const app_store *s, const json_t *got, const json_t 
         const json_t *value = json_object_get(got, parts[i].key);
         if (json_equal(value, json_object_get(want, parts[i].key)))
             continue;
-        if (strcmp(parts[i].key, "options") == 0 && json_is_string(value))
-            return RT_FAIL(RT_ERR_INVALID, "%s: %s: '%s', now '%s'", s->path, parts[i].what,
-                           json_string_value(value),
-                           json_string_value(json_object_get(want, "options")));
+        char words[200];
+        if (strcmp(parts[i].key, "options") == 0 && json_is_string(value)) {
+            const char *now = json_string_value(json_object_get(want, "options"));
+            app_first_difference(json_string_value(value), now, words, sizeof words);
+            return RT_FAIL(RT_ERR_INVALID, "%s: %s: %s", s->path, parts[i].what, words);
+        }
         return RT_FAIL(RT_ERR_INVALID, "%s: %s", s->path, parts[i].what);
     }
     return RT_OK;

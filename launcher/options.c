@@ -50,6 +50,18 @@ static size_t edit_distance(const char *a, const char *b)
     return d[n][m];
 }
 
+void app_first_difference(const char *was, const char *now, char *out, size_t size)
+{
+    int len = (int)strcspn(was, " "), other = (int)strcspn(now, " ");
+    while (len == other && memcmp(was, now, (size_t)len) == 0 && was[len] && now[len]) {
+        was += len + 1;
+        now += other + 1;
+        len = (int)strcspn(was, " ");
+        other = (int)strcspn(now, " ");
+    }
+    snprintf(out, size, "'%.*s', now '%.*s'", len, was, other, now);
+}
+
 const char *app_nearest(const char *text, const char *const *names, size_t n)
 {
     const size_t len = strlen(text);

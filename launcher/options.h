@@ -71,6 +71,9 @@ void app_free_list(app_list *list);
 // Appends the option lines of --help; `args` holds the defaults.
 rt_status app_describe(const app_table *table, const void *args, rt_str *out);
 
+// The first word that differs in two texts of NAME=VALUE words, as "'a=1', now 'a=2'".
+void app_first_difference(const char *was, const char *now, char *out, size_t size);
+
 // Of `names[0 .. n)`, the one most like `text`: it begins with it, or has the
 // smallest edit distance (Damerau, adjacent swaps). NULL when nothing is near.
 const char *app_nearest(const char *text, const char *const *names, size_t n);

@@ -273,7 +273,7 @@ static void test_refused(void **state)
     other = job;
     other.options = "sparse";
     assert_fails(app_journal_open(path(), &other, true, &j), RT_ERR_INVALID, path(),
-                 "made with other options: 'dense'");
+                 "made with other options: 'dense', now 'sparse'");
     j = reopen(true);
     assert_fails(app_journal_open(path(), &job, true, &second), RT_ERR_INVALID, path(),
                  "another losa batch");

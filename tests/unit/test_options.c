@@ -245,6 +245,24 @@ static void test_bytes(void **state)
     assert_int_equal(bytes, 7);
 }
 
+static void names_the_first_difference(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *was, *now, *words;
+    } cases[] = {
+        {"ranks=2 steps=0 seed=1", "ranks=1 steps=0 seed=2", "'ranks=2', now 'ranks=1'"},
+        {"ranks=2 steps=0 seed=1", "ranks=2 steps=0 seed=2", "'seed=1', now 'seed=2'"},
+        {"a=1 steps=1", "a=1 steps=16", "'steps=1', now 'steps=16'"},
+        {"", "a=1", "'', now 'a=1'"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char words[64];
+        app_first_difference(cases[i].was, cases[i].now, words, sizeof words);
+        assert_string_equal(words, cases[i].words);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -256,6 +274,7 @@ int main(void)
         cmocka_unit_test(help_ends_parsing),
         cmocka_unit_test(help_shows_defaults),
         cmocka_unit_test(finds_the_nearest_name),
+        cmocka_unit_test(names_the_first_difference),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
