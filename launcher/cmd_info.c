@@ -287,6 +287,8 @@ static rt_status print_text(const info *in)
     printf("\n%d rank%s\n", args->ranks, args->ranks == 1 ? "" : "s");
     RT_TRY(print_shards(in));
     printf("\n%d session%s of %d tokens\n", sessions, sessions == 1 ? "" : "s", in->context);
+    if (in->context > in->model.max_positions)
+        printf("More than the model takes: its context is %d tokens.\n", in->model.max_positions);
     return app_memory_print(in->memory, args->ranks, args->engine.device, in->context,
                             args->engine.kv_memory);
 }

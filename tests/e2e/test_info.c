@@ -87,11 +87,27 @@ static void test_checkpoint(void **state)
     free(model);
 }
 
+// A plan may be for more than the model takes, as of a checkpoint still to come, and says so.
+static void test_beyond(void **state)
+{
+    (void)state;
+    static const char note[] = "More than the model takes: its context is 32768 tokens.";
+    const char *const longer[] = {"--dummy", "sdar-8b", "--context", "100000", NULL};
+    run_result text = info(longer);
+    assert_non_null(strstr(text.out, note));
+    run_result_free(&text);
+    const char *const most[] = {"--dummy", "sdar-8b", "--context", "32768", NULL};
+    text = info(most);
+    assert_null(strstr(text.out, note));
+    run_result_free(&text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_published),
         cmocka_unit_test(test_checkpoint),
+        cmocka_unit_test(test_beyond),
     };
     const int skip = run_ready();
     return skip ? skip : cmocka_run_group_tests_name("info", tests, NULL, NULL);
