@@ -92,9 +92,12 @@ static rt_status check(void *target)
     bench_args *args = target;
     const app_list *words = &args->common.operands;
     const bench *b = words->len ? find_bench(words->items[0]) : NULL;
+    if (!words->len)
+        return RT_FAIL(RT_ERR_INVALID, "no benchmark named; there are attention, decode, prefill, "
+                                       "scheduler and comm");
     if (!b)
         return RT_FAIL(RT_ERR_INVALID, "%s: not one of attention, decode, prefill, scheduler, comm",
-                       words->len ? words->items[0] : "no benchmark named");
+                       words->items[0]);
     if (b->needs_model)
         RT_TRY(app_model_check(args->model, args->dummy));
     if (!b->sizes && words->len < 2)

@@ -117,8 +117,9 @@ static rt_status check_room(const rt_engine *e, rt_session *s)
     if (need > e->kv.pages)
         return RT_FAIL(
             RT_ERR_LIMIT,
-            "prompt of %d tokens and %d new ones: %d KV pages of %d needed, there are %d", prompt,
-            s->request.max_tokens, need, e->options.attention.page, e->kv.pages);
+            "prompt of %d tokens and %d new ones: %d KV pages of %d needed, there are %d (give "
+            "context or KV memory for more, or ask for fewer new tokens)",
+            prompt, s->request.max_tokens, need, e->options.attention.page, e->kv.pages);
     const int block = e->config.block_length;
     return rt_holding_open(&e->book, need, prompt / block * block, &s->holding);
 }
