@@ -105,7 +105,7 @@ case " $parts " in *" answers "*)
 esac
 case " $parts " in *" ranks "*) # every GPU of the machine against one
     gpus=$(nvidia-smi -L | wc -l)
-    for policy in dense losa losa-mix "losa --active topk:5" "losa --plan-scope head" "losa-mix --first sparse"; do
+    for policy in dense losa losa-mix "losa --active topk:5" "losa --plan-scope shared --page-size 4" "losa-mix --first sparse"; do
         for precision in f32 auto; do
             for ranks in 1 "$gpus"; do
                 answer_on "$ranks" "$policy" "$precision"
