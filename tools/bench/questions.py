@@ -36,6 +36,8 @@ def main():
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--folder", type=pathlib.Path)
     args = parser.parse_args()
+    if args.folder:
+        args.folder.mkdir(parents=True, exist_ok=True)
     asked = []
     for line in sys.stdin:
         document = json.loads(line)
