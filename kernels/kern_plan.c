@@ -149,7 +149,7 @@ rt_status kern_page_mass(kern_dev *dev, const kern_page_mass_args *args)
     RT_TRY(kern_check_batch(&check, batch,
                             KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_KV_SLOT |
                                 KERN_NEED_SEG_MASS));
-    if (batch->rows == 0 || batch->mass_segs == 0)
+    if (batch->rows == 0 || batch->mass_segs == 0 || batch->max_pages == 0)
         return RT_OK;
     RT_TRY(kern_check_heads(&check, args->heads, args->kv_heads, 2));
     KERN_TRY_INT(&check, args, score_lists, 1, INT_MAX);
@@ -174,7 +174,7 @@ rt_status kern_key_score(kern_dev *dev, const kern_key_score_args *args)
     RT_TRY(kern_check_batch(&check, batch,
                             KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_KV_SLOT |
                                 KERN_NEED_SEG_MASS | KERN_NEED_PAGE_TABLE));
-    if (batch->rows == 0 || batch->mass_segs == 0)
+    if (batch->rows == 0 || batch->mass_segs == 0 || batch->max_pages == 0)
         return RT_OK;
     RT_TRY(kern_check_kv(&check, &args->kv, batch));
     RT_TRY(kern_check_query(&check, args->q, batch->rows, args->stride, args->heads, &args->kv));
@@ -193,7 +193,7 @@ rt_status kern_key_peaks(kern_dev *dev, const kern_key_peaks_args *args)
     const kern_batch *batch = args->batch;
     RT_TRY(
         kern_check_batch(&check, batch, KERN_NEED_POS | KERN_NEED_SEG_ROW0 | KERN_NEED_SEG_MASS));
-    if (batch->rows == 0 || batch->mass_segs == 0)
+    if (batch->rows == 0 || batch->mass_segs == 0 || batch->max_pages == 0)
         return RT_OK;
     KERN_TRY_INT(&check, args, lists, 1, INT_MAX);
     const size_t segs = (size_t)batch->mass_segs, pages = (size_t)batch->max_pages;

@@ -128,8 +128,6 @@ extern "C" int kern_cuda_launch_page_mass(const kern_cuda_ctx *ctx, const kern_p
                          a->score_lists,
                          a->list0};
     const dim3 grid(blocks_of(a->batch->max_pages, MASS_PAGES), a->score_lists, a->batch->segs);
-    if (a->batch->max_pages == 0)
-        return 0;
     return enqueue(ctx, page_mass_kernel, grid, MASS_PARTS * WARP, 0, v, view(a->batch),
                    view(a->plan, a->batch));
 }

@@ -579,6 +579,21 @@ static void run_keys(kern_dev *dev, const ac_case *c, int lists, float **score, 
     ac_release(&d);
 }
 
+// A batch whose page table has no column: there is nothing to write, and no grid to launch.
+static void check_no_pages(kt_rng *rng)
+{
+    const ac_seg first = {KERN_SEG_FIRST, 0, 1};
+    ac_case *c = ac_new(rng, shapes[0], &first, 1, 1);
+    c->max_pages = 0;
+    for (int mode = 0; mode < PT_MODES; mode++) {
+        float *score, *mass;
+        run_keys(pt_gpu[mode], c, 1, &score, &mass);
+        rt_free(score);
+        rt_free(mass);
+    }
+    ac_free(c);
+}
+
 void pt_test_keys(void **state)
 {
     (void)state;
@@ -603,6 +618,7 @@ void pt_test_keys(void **state)
         rt_free(mass[0]);
         ac_free(c);
     }
+    check_no_pages(&rng);
 }
 
 // ---- counters and checksums -------------------------------------------------------------
