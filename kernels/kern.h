@@ -269,7 +269,7 @@ typedef struct kern_batch {
     const kern_buf *pos;        // i32 [rows], absolute position
     const kern_buf *row_state;  // i32 [rows]
     const kern_buf *row_seg;    // i32 [rows], segment of a row
-    const kern_buf *seg_row0;   // i32 [segs + 1], first row of a segment
+    const kern_buf *seg_row0;   // i32 [segs + 1], first row of a segment; none is empty
     const kern_buf *seg_kind;   // i32 [segs]
     const kern_buf *seg_slot;   // i32 [segs], the request's slot: row of its kept page lists
     const kern_buf *seg_mass;   // i32 [segs], number of the segment among those that measure
