@@ -8,6 +8,8 @@ struct mass_view {
     int heads, kv_heads, score_lists, list0;
 };
 
+// Pages of a block, a thread each; warps that share the lanes; and lanes whose loads a warp has
+// under way at once, so that a block of 16 rows of 16 heads waits for memory once.
 enum { MASS_PAGES = WARP, MASS_PARTS = 16, TOGETHER = 16 };
 
 // Whether the segment reads a page; lists ascend.
@@ -89,8 +91,8 @@ __global__ void __launch_bounds__(MASS_PARTS *WARP)
     const int head0 = a.score_lists == 1 ? 0 : local * each;
     const int row0 = __ldcg(b.seg_row0 + seg), end = __ldcg(b.seg_row0 + seg + 1);
     const bool here = number >= 0 && local >= 0 && local < lists;
-    const int all = here ? (end - row0) * each : 0,
-              prefix = __ldcg(b.pos + end - 1) / b.block * b.block;
+    const int all = here ? (end - row0) * each : 0;
+    const int prefix = __ldcg(b.pos + end - 1) / b.block * b.block;
     int count = here ? gather_lanes(a, b, seg, head0, each, 0, lanes, memory) : 0;
     begin_kernel();
     if (number < 0)

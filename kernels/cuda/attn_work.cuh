@@ -3,18 +3,18 @@
 // leaves them.
 //
 // A lane is a row and a query head of a KV head's group. A tile is up to `lanes` consecutive
-// lanes for one KV head and the keys that they read: active rows of a segment and their
-// prefix, or all rows of a block and the block itself. Tokens of prefixes are cut into units
-// of `keys` tokens; a block is never cut and counts for `weight` units. Every worker begins with
-// its share of the blocks and takes of the units of all prefixes, one after another, so many
-// that it has as many units as the others or one more, wherever that cuts a tile. Where there
-// are fewer units than workers, so many work. So the grid is fixed by the batch's shape while every multiprocessor reads the
-// same number of keys, whichever rows are active and whatever they read.
+// lanes for one KV head and the keys that they read: active rows of a segment and their prefix,
+// or all rows of a block and the block itself. Tokens of prefixes are cut into units of `keys`
+// tokens; a block is never cut and counts for `weight` units. Every worker begins with its share
+// of the blocks and takes of the units of all prefixes, one after another, so many that it has
+// as many units as the others or one more, wherever that cuts a tile. Where there are fewer units
+// than workers, so many work. So the grid is fixed by the batch's shape while every
+// multiprocessor reads the same number of keys, whichever rows are active and whatever they read.
 //
 // A share is a run of pieces, each of one tile. A piece that is a whole tile goes to `o` and
-// `lse`, a block to `out` and `own_lse`; of a tile that is cut, every worker leaves (m, l, o)
-// in the workspace. attention.cu adds these in order and merges the rows' two parts in `out`. At most two pieces of a share are
-// parts of tiles: one that goes on with its tile, and the last, which begins its tile.
+// `lse`, a block to `out` and `own_lse`; of a tile that is cut, every worker leaves (m, l, o) in
+// the workspace. attention.cu adds these in order and merges the rows' two parts in `out`. At
+// most two pieces of a share are parts of tiles: one that goes on with its tile, and the last.
 #ifndef KERNELS_CUDA_ATTN_WORK_CUH
 #define KERNELS_CUDA_ATTN_WORK_CUH
 

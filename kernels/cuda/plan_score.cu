@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(SHARE_THREADS)
     __shared__ share_parts parts;
     begin_kernel();
     const int place = blockIdx.y % p.act_cap, list = blockIdx.y / p.act_cap;
-    const int seg = a.seg0 + blockIdx.z,
-              warps = share_warps(a.score_lists == 1 ? a.heads : a.group);
+    const int seg = a.seg0 + blockIdx.z;
+    const int warps = share_warps(a.score_lists == 1 ? a.heads : a.group);
     const int first = blockIdx.x * (SHARE_PAGES * SHARE_WARPS / warps);
     int pages, head0;
     const int rows = active_rows(b, p, seg, &pages), heads = heads_of_list(a, list, &head0);
