@@ -70,6 +70,10 @@ static st_setup random_setup(const char *policy, int round, kt_rng *rng)
     random_rule(rng, &s.config);
     const int heads = s.shape.heads;
     s.ranks = heads % 4 == 0 ? PICK(rng, 1, 2, 4, heads) : PICK(rng, 1, 2);
+    if (round == 1) { // lists of two KV heads, each of them on two ranks
+        s.config.scope = LOSA_SCOPE_HEAD;
+        s.ranks = 4;
+    }
     return s;
 }
 
