@@ -172,12 +172,18 @@ def write_lines(path, objects):
     path.write_text("".join(json.dumps(o) + "\n" for o in objects), encoding="utf-8")
 
 
+def verdict(document, text):
+    if "accept" not in document:
+        return ""
+    return "right, " if answers.right(document["accept"], text) else "wrong, "
+
+
 def main():
     root = pathlib.Path(__file__).resolve().parents[2]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=pathlib.Path, default=root / "models/needle-11m")
     parser.add_argument("--documents", type=pathlib.Path,
-                        help="documents.jsonl (default: the model's)")
+                        help="default: those of tests/golden/decode")
     parser.add_argument("--out", type=pathlib.Path, default=root / "tests/golden/decode")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -186,7 +192,7 @@ def main():
 
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     wanted = sorted({r[0] for r in HF_RUNS} | set(POLICY_DOCUMENTS))
-    documents = answers.load(args.documents or args.model / "documents.jsonl")
+    documents = answers.load(args.documents or root / "tests/golden/decode/documents.jsonl")
     documents = {d["id"]: d for d in documents if d["id"] in wanted}
     if set(wanted) - set(documents):
         sys.exit(f"documents not found: {sorted(set(wanted) - set(documents))}")
@@ -197,8 +203,7 @@ def main():
     for make in (hf_records, policy_records):
         for r in make(args.model, rules, prompts, tokenizer):
             records.append(r)
-            ok = answers.right(documents[r["document"]]["accept"], r["text"])
-            print(f"{r['id']}: {'right' if ok else 'wrong'}, {r['finish']}, "
+            print(f"{r['id']}: {verdict(documents[r['document']], r['text'])}{r['finish']}, "
                   f"steps {r['forwards_without_commit']}, "
                   f"density {r.get('density_later', 1):.4f}, margin {r['margin']:.1e}", flush=True)
     check_agreement(records)
