@@ -73,7 +73,7 @@ const char *app_precision_choice(size_t i);
 #define APP_OPTION_DEVICE(A)                                                                       \
     {                                                                                              \
         "device", 0, APP_CHOICE, offsetof(A, engine.device), 0, 0, "KIND", NULL,                   \
-            "where to compute", "Machine", app_device_choice, NULL                                 \
+            "where to compute; cuda only in a build with CUDA", "Machine", app_device_choice, NULL \
     }
 #define APP_OPTION_PRECISION(A)                                                                    \
     {                                                                                              \

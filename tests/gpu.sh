@@ -25,6 +25,10 @@ if [ "${1:-}" = pack ]; then
 fi
 
 here=$(cd "${1:-$(dirname "$0")}" && pwd)
+if [ ! -x "$here/test_gpu_parity" ]; then
+    echo "$0: no programs in $here; collect them first: tests/gpu.sh pack BUILD FOLDER, then tests/gpu.sh FOLDER" >&2
+    exit 2
+fi
 shift || true
 parts=${*:-parity model answers ranks sanitize bench}
 out=${OUT:-gpu-out}
