@@ -169,6 +169,23 @@ static void test_csv(void **state)
     run_result_free(&got);
 }
 
+// Policies that differ in their last word are told apart.
+static void test_long_policies(void **state)
+{
+    (void)state;
+    static const char *const forms[] = {"", "--csv"};
+    for (size_t i = 0; i < 2; i++) {
+        char line[512];
+        snprintf(line, sizeof line, "attention 64 %s --policies %s " LAYER, forms[i],
+                 "losa:16:page-size=16:first=all-sparse:plan-scope=shared,"
+                 "losa:16:page-size=16:first=all-sparse:plan-scope=head");
+        run_result got = bench(0, line);
+        assert_non_null(strstr(got.out, "losa:16:page-size=16:first=all-sparse:plan-scope=shared"));
+        assert_non_null(strstr(got.out, "losa:16:page-size=16:first=all-sparse:plan-scope=head"));
+        run_result_free(&got);
+    }
+}
+
 static void test_usage(void **state)
 {
     (void)state;
@@ -203,7 +220,7 @@ int main(void)
         cmocka_unit_test(test_attention), cmocka_unit_test(test_attention_ranks),
         cmocka_unit_test(test_models),    cmocka_unit_test(test_scheduler),
         cmocka_unit_test(test_comm),      cmocka_unit_test(test_csv),
-        cmocka_unit_test(test_usage),
+        cmocka_unit_test(test_usage),     cmocka_unit_test(test_long_policies),
     };
     const int skip = run_ready();
     return skip ? skip : cmocka_run_group_tests_name("bench", tests, NULL, NULL);
