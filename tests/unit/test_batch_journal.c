@@ -117,6 +117,32 @@ static void test_output(void **state)
     }
 }
 
+// The results of the first n bytes that end in a line break, the head aside, as digits.
+static void whole_lines(const char *text, size_t n, const uint64_t *lines, size_t count,
+                        char *digits)
+{
+    size_t whole = 0;
+    for (size_t i = 0; i < n; i++)
+        whole += text[i] == '\n';
+    assert_in_range(whole, 0, count + 1);
+    for (size_t i = 0; i < count && i + 1 < whole; i++)
+        digits[i] = (char)('0' + lines[i]);
+}
+
+// The journal holds these, takes another result, and keeps it.
+static void check_goes_on(const char *digits)
+{
+    app_journal *j = reopen(true);
+    assert_holds(j, digits);
+    add(j, 4);
+    assert_ok(app_journal_sync(j, 0));
+    app_journal_close(j);
+    j = reopen(true);
+    assert_true(app_journal_has(j, 4));
+    assert_int_equal(app_journal_count(j), strlen(digits) + 1);
+    app_journal_close(j);
+}
+
 // The file cut at every length: the results that are whole are there, and more can follow.
 static void test_cut(void **state)
 {
@@ -127,21 +153,9 @@ static void test_cut(void **state)
     char *text = load(path(), &len);
     for (size_t n = 0; n <= len; n++) {
         char digits[4] = "";
-        size_t whole = 0;
-        for (size_t i = 0; i < n; i++)
-            whole += text[i] == '\n';
-        for (size_t i = 0; i + 1 < whole; i++)
-            digits[i] = (char)('0' + lines[i]);
+        whole_lines(text, n, lines, 3, digits);
         test_write(&dir, "journal", text, n);
-        app_journal *j = reopen(true);
-        assert_holds(j, digits);
-        add(j, 4);
-        assert_ok(app_journal_sync(j, 0));
-        app_journal_close(j);
-        j = reopen(true);
-        assert_true(app_journal_has(j, 4));
-        assert_int_equal(app_journal_count(j), strlen(digits) + 1);
-        app_journal_close(j);
+        check_goes_on(digits);
     }
     free(text);
 }
@@ -235,20 +249,8 @@ static void test_zeros_at_end(void **state)
         char *left = calloc(len + MORE, 1), digits[WRITTEN + 1] = "";
         memcpy(left, text, n);
         test_write(&dir, "journal", left, len + (n % 2 ? MORE : 0));
-        size_t whole = 0;
-        for (size_t i = 0; i < n; i++)
-            whole += text[i] == '\n';
-        for (size_t i = 0; i + 1 < whole; i++)
-            digits[i] = (char)('0' + written[i]);
-        app_journal *j = reopen(true);
-        assert_holds(j, digits);
-        add(j, 4);
-        assert_ok(app_journal_sync(j, 0));
-        app_journal_close(j);
-        j = reopen(true);
-        assert_true(app_journal_has(j, 4));
-        assert_int_equal(app_journal_count(j), strlen(digits) + 1);
-        app_journal_close(j);
+        whole_lines(text, n, written, WRITTEN, digits);
+        check_goes_on(digits);
         free(left);
     }
     free(text);
