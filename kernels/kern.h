@@ -390,7 +390,10 @@ rt_status kern_kv_write(kern_dev *dev, const kern_kv_write_args *args);
 
 // Locality (LoSA, arXiv 2604.12056, step 1). For every row with a cache_slot:
 // delta[row] = mean over cols of (x - prev[slot])^2 * scale in a KERN_SEG_STEP
-// segment and 0 otherwise; then prev[slot] = x. Rows without one: delta 0.
+// segment and 0 otherwise; then prev[slot] = x. Rows without one: delta 0. A change of
+// less than KERN_NO_CHANGE of x's length is rounding and counts as 0, so that rows that
+// did not change tie even where a product's rounding depends on the rows beside it.
+#define KERN_NO_CHANGE 1e-4f
 typedef struct kern_locality_args {
     const kern_buf *x; // f32 [rows, stride], columns [0, cols) are compared
     kern_buf *prev;    // f32 [slots, cols]

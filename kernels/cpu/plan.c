@@ -66,27 +66,31 @@ rt_status plan_check_mass(const char *op, const kern_batch *batch)
 
 // ---- locality ------------------------------------------------------------------
 
-// Sum of (x - prev)^2; prev becomes x. Sixteen running sums, so that the order of
-// additions is fixed and still fits vectors.
+// Sum of (x - prev)^2, 0 where that is rounding; prev becomes x. Sixteen running sums,
+// so that the order of additions is fixed and still fits vectors.
 static float compare_row(const float *x, float *prev, int cols)
 {
     enum { SUMS = 16 };
-    float sums[SUMS] = {0};
+    float changes[SUMS] = {0}, squares[SUMS] = {0};
     int c = 0;
     for (; c + SUMS <= cols; c += SUMS)
         for (int j = 0; j < SUMS; j++) {
             const float d = x[c + j] - prev[c + j];
-            sums[j] += d * d;
+            changes[j] += d * d;
+            squares[j] += x[c + j] * x[c + j];
         }
     for (; c < cols; c++) {
         const float d = x[c] - prev[c];
-        sums[0] += d * d;
+        changes[0] += d * d;
+        squares[0] += x[c] * x[c];
     }
     for (int half = SUMS / 2; half > 0; half /= 2)
-        for (int j = 0; j < half; j++)
-            sums[j] += sums[j + half];
+        for (int j = 0; j < half; j++) {
+            changes[j] += changes[j + half];
+            squares[j] += squares[j + half];
+        }
     memcpy(prev, x, (size_t)cols * sizeof *x);
-    return sums[0];
+    return changes[0] < KERN_NO_CHANGE * KERN_NO_CHANGE * squares[0] ? 0.0f : changes[0];
 }
 
 static void locality_row(void *ctx, size_t row, int thread)

@@ -11,16 +11,19 @@ __global__ void locality_kernel(const float *x, float *prev, float *delta, batch
     __shared__ float shared[WARP];
     begin_kernel();
     const int row = blockIdx.x, slot = b.cache_slot[row];
-    float sum = 0.0f;
+    float change = 0.0f, squares = 0.0f;
     for (int c = threadIdx.x; slot >= 0 && c < cols; c += blockDim.x) {
         const float now = x[(size_t)row * stride + c], d = now - prev[(size_t)slot * cols + c];
         prev[(size_t)slot * cols + c] = now;
-        sum += d * d;
+        change += d * d;
+        squares += now * now;
     }
-    sum = block_sum(sum, shared);
+    change = block_sum(change, shared);
+    squares = block_sum(squares, shared);
     const bool later = slot >= 0 && b.seg_kind[b.row_seg[row]] == KERN_SEG_STEP;
+    const bool changed = change >= KERN_NO_CHANGE * KERN_NO_CHANGE * squares;
     if (threadIdx.x == 0)
-        delta[row] = later ? sum / (float)cols * scale : 0.0f;
+        delta[row] = later && changed ? change / (float)cols * scale : 0.0f;
 }
 
 extern "C" int kern_cuda_launch_locality(const kern_cuda_ctx *ctx, const kern_locality_args *a)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/losa/reference.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 enum { MAX_TOKENS = 640, MAX_PAGES = MAX_TOKENS / 4, MAX_DIM = 32, MAX_BLOCK = 64, MAX_HEADS = 8 };
@@ -173,17 +174,18 @@ static const float *measured(const scene *s, int token, int *cols)
                  : st_hidden(s->story, s->layer, s->seg->request, token);
 }
 
-// delta_i = MSE(q_i(t), q_i(t - 1)).
+// delta_i = MSE(q_i(t), q_i(t - 1)), and 0 below 1e-4 of q_i's length.
 static double take_change(const scene *s, int token)
 {
     int cols;
     const float *now = measured(s, token, &cols);
-    double *before = s->m->query[token % s->setup->shape.block], sum = 0.0;
+    double *before = s->m->query[token % s->setup->shape.block], sum = 0.0, squares = 0.0;
     for (int i = 0; i < cols; i++) {
-        sum += ((double)now[i] - before[i]) * ((double)now[i] - before[i]) / cols;
+        sum += ((double)now[i] - before[i]) * ((double)now[i] - before[i]);
+        squares += (double)now[i] * (double)now[i];
         before[i] = (double)now[i];
     }
-    return sum;
+    return sqrt(sum) < 1e-4 * sqrt(squares) ? 0.0 : sum / cols;
 }
 
 // The fewest whose changes add up to a share of all.
