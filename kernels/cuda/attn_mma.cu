@@ -90,6 +90,7 @@ template <int DIM, int LANES>
 static int launch(const kern_cuda_ctx *ctx, const attn_view &v, const batch_view &b,
                   const plan_view &p)
 {
+    static_assert(sizeof(key_ring<ampere<DIM, LANES>>) <= LEAST_SHARED);
     return launch_attend<ampere<DIM, LANES>>(ctx, mma_kernel<DIM, LANES>, v, b, p);
 }
 

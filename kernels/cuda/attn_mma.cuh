@@ -481,12 +481,8 @@ template <class C>
 int launch_attend(const kern_cuda_ctx *ctx, void (*kernel)(attn_view, batch_view, plan_view),
                   const attn_view &v, const batch_view &b, const plan_view &p)
 {
-    const size_t shared = sizeof(key_ring<C>);
-    const int error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    return error ? error
-                 : enqueue(ctx, kernel, dim3(v.workers), (C::WARPS + FETCHERS) * WARP, shared, v, b,
-                           p);
+    return enqueue_with<key_ring<C>>(ctx, kernel, dim3(v.workers), (C::WARPS + FETCHERS) * WARP, v,
+                                     b, p);
 }
 
 #endif

@@ -10,6 +10,7 @@
 #define HAS_WGMMA 0
 #endif
 
+#if HAS_WGMMA
 // What wgmma is to know of a matrix in shared memory: tiles of 8 rows of 128 bytes,
 // `stride` bytes apart along the rows and `leading` across them.
 __device__ static uint64_t describe(unsigned address, unsigned leading, unsigned stride)
@@ -18,7 +19,6 @@ __device__ static uint64_t describe(unsigned address, unsigned leading, unsigned
            (uint64_t)(stride >> 4) << 32 | 1ull << 62;
 }
 
-#if HAS_WGMMA
 // Registers of an operand change hands, before the first and after the last of a run of
 // wgmma: the compiler neither moves their values across nor uses them for others between.
 template <int N> __device__ static void hold(float (&d)[N][4])

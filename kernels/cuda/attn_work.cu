@@ -134,12 +134,9 @@ template <typename T, int DIM, int R>
 static int launch_tiles(const kern_cuda_ctx *ctx, const attn_view &v, const batch_view &b,
                         const plan_view &p)
 {
-    const size_t shared = sizeof(attn_shared<DIM, R>);
-    const int error = cudaFuncSetAttribute(
-        any_kernel<T, DIM, R>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    return error ? error
-                 : enqueue(ctx, any_kernel<T, DIM, R>, dim3(v.workers), TILE_THREADS, shared, v, b,
-                           p);
+    static_assert(sizeof(attn_shared<DIM, R>) <= LEAST_SHARED);
+    return enqueue_with<attn_shared<DIM, R>>(ctx, any_kernel<T, DIM, R>, dim3(v.workers),
+                                             TILE_THREADS, v, b, p);
 }
 
 template <typename T>

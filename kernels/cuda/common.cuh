@@ -67,6 +67,19 @@ static int enqueue(const kern_cuda_ctx *ctx, void (*kernel)(Params...), dim3 gri
     return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
+// Shared memory that a block may have on sm_86 and sm_89, the least of the cards.
+enum { LEAST_SHARED = 99 << 10 };
+
+// The same for a kernel whose dynamic shared memory is an S.
+template <typename S, typename... Params, typename... Args>
+static int enqueue_with(const kern_cuda_ctx *ctx, void (*kernel)(Params...), dim3 grid,
+                        unsigned threads, const Args &...args)
+{
+    const int error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(S));
+    return error ? error : enqueue(ctx, kernel, grid, threads, sizeof(S), args...);
+}
+
 // ---- types ----------------------------------------------------------------------
 
 __device__ inline float to_f32(float x)

@@ -112,13 +112,9 @@ template <int DIM>
 static int launch(const kern_cuda_ctx *ctx, const score_view &v, const batch_view &b,
                   const plan_view &p, int segs)
 {
-    const size_t shared = sizeof(bound_tile<DIM>);
-    const int error = cudaFuncSetAttribute(
-        bound_kernel<DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    if (error)
-        return error;
-    return enqueue(ctx, bound_kernel<DIM>, dim3(v.chunks, v.kv_heads, segs), WARPS * WARP, shared,
-                   v, b, p);
+    static_assert(sizeof(bound_tile<DIM>) <= LEAST_SHARED);
+    return enqueue_with<bound_tile<DIM>>(ctx, bound_kernel<DIM>, dim3(v.chunks, v.kv_heads, segs),
+                                         WARPS * WARP, v, b, p);
 }
 
 int bound_span_f32(void)

@@ -404,13 +404,9 @@ template <int DIM>
 static int launch(const kern_cuda_ctx *ctx, const score_view &v, const batch_view &b,
                   const plan_view &p, int segs, bool settled)
 {
-    const int shared = sizeof(scan_shared<DIM>);
-    const int error =
-        cudaFuncSetAttribute(scan_kernel<DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (error)
-        return error;
-    return enqueue(ctx, scan_kernel<DIM>, dim3(v.chunks, v.kv_heads, segs), WARPS * WARP, shared, v,
-                   b, p, settled);
+    static_assert(sizeof(scan_shared<DIM>) <= LEAST_SHARED);
+    return enqueue_with<scan_shared<DIM>>(ctx, scan_kernel<DIM>, dim3(v.chunks, v.kv_heads, segs),
+                                          WARPS * WARP, v, b, p, settled);
 }
 
 int launch_bounds_narrow(const kern_cuda_ctx *ctx, const score_view &v, const batch_view &b,
