@@ -110,13 +110,27 @@ static rt_status bad_number(const app_option *o, const char *text)
                    text, kind, o->min, o->max);
 }
 
+// Bits that a unit shifts by; -1: no unit.
+static int unit_shift(const char *unit)
+{
+    static const char letters[] = "KMGT";
+    if (!*unit)
+        return 0;
+    const char *letter = strchr(letters, *unit);
+    const bool ends = !unit[1] || strcmp(unit + 1, "B") == 0 || strcmp(unit + 1, "iB") == 0;
+    return letter && ends ? 10 * (int)(letter - letters + 1) : -1;
+}
+
 static rt_status set_int(const app_option *o, const char *text, int *target)
 {
     char *end;
     errno = 0;
-    const long long value = strtoll(text, &end, 10);
-    if (end == text || *end || errno || (double)value < o->min || (double)value > o->max ||
-        value < INT_MIN || value > INT_MAX)
+    const long long number = strtoll(text, &end, 10);
+    const int shift = unit_shift(end);
+    if (end == text || errno || shift < 0 || number < INT_MIN || number > INT_MAX)
+        return bad_number(o, text);
+    const double value = ldexp((double)number, shift);
+    if (value < o->min || value > o->max || value < INT_MIN || value > INT_MAX)
         return bad_number(o, text);
     *target = (int)value;
     return RT_OK;
@@ -142,17 +156,6 @@ static rt_status set_real(const app_option *o, const char *text, double *target)
         return bad_number(o, text);
     *target = value;
     return RT_OK;
-}
-
-// Bits that a unit shifts by; -1: no unit.
-static int unit_shift(const char *unit)
-{
-    static const char letters[] = "KMGT";
-    if (!*unit)
-        return 0;
-    const char *letter = strchr(letters, *unit);
-    const bool ends = !unit[1] || strcmp(unit + 1, "B") == 0 || strcmp(unit + 1, "iB") == 0;
-    return letter && ends ? 10 * (int)(letter - letters + 1) : -1;
 }
 
 rt_status app_parse_bytes(const char *text, void *bytes)

@@ -22,7 +22,7 @@ typedef struct app_list {
 
 typedef enum app_type {
     APP_FLAG,   // bool: set to true; takes no value
-    APP_INT,    // int
+    APP_INT,    // int; 64K says 65536
     APP_U64,    // uint64_t, any value
     APP_REAL,   // double
     APP_TEXT,   // const char *, borrowed from argv

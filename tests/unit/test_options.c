@@ -3,6 +3,7 @@
 // name, and what --help says about defaults.
 #include "launcher/options.h"
 
+#include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -18,7 +19,7 @@ typedef struct options_args {
     double real;
     const char *text;
     app_list list;
-    int parsed;
+    int parsed, tokens;
 } options_args;
 
 static const char *choices(size_t i)
@@ -45,6 +46,7 @@ static const app_option rows[] = {
     {"real", 0, APP_REAL, AT(real), 0, 1, "X", NULL, "a fraction", NULL, NULL, NULL},
     {"text", 't', APP_TEXT, AT(text), 0, 0, "TEXT", "none", "a text", NULL, NULL, NULL},
     {"list", 0, APP_LIST, AT(list), 0, 0, "TEXT", NULL, "texts", NULL, NULL, NULL},
+    {"tokens", 0, APP_INT, AT(tokens), 0, INT_MAX, "N", NULL, "many", NULL, NULL, NULL},
     {"parsed", 0, APP_PARSE, AT(parsed), 0, 0, "EVEN", NULL, "even", NULL, NULL, parse_even},
 };
 static const app_table table = {rows, sizeof rows / sizeof rows[0]};
@@ -82,6 +84,21 @@ static void accepts_every_type(void **state)
     assert_true(args.seed == UINT64_MAX);
     assert_string_equal(args.text, "-x");
     assert_int_equal(args.parsed, 4);
+}
+
+static void counts_may_end_in_a_unit(void **state)
+{
+    (void)state;
+    options_args args = {0};
+    bool help;
+    assert_int_equal(parse(&args, NULL, &help, WORDS("--tokens", "128K")), RT_OK);
+    assert_int_equal(args.tokens, 131072);
+    assert_int_equal(parse(&args, NULL, &help, WORDS("--tokens", "1M")), RT_OK);
+    assert_int_equal(args.tokens, 1048576);
+    const char *const bad[] = {
+        "2G", "1.5K", "K", "-1K", "4KX", "99999999999K", "9223372036854775807K"};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        assert_int_equal(parse(&args, NULL, &help, WORDS("--tokens", bad[i])), RT_ERR_INVALID);
 }
 
 static void accepts_every_spelling(void **state)
@@ -268,6 +285,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bytes),
         cmocka_unit_test(accepts_every_type),
+        cmocka_unit_test(counts_may_end_in_a_unit),
         cmocka_unit_test(accepts_every_spelling),
         cmocka_unit_test(collects_lists),
         cmocka_unit_test(refuses_bad_words),
