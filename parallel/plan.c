@@ -27,17 +27,18 @@ static par_range share(int rank, int count)
 }
 
 // Equal shares but the last, so that the owner of a token is a division.
-static rt_status share_vocab(int vocab, int rank, int ranks, par_range *out)
+static rt_status share_vocab(int vocab, int rank, int ranks, par_plan *out)
 {
-    int rows = vocab / ranks + (vocab % ranks != 0);
+    const int rows = vocab / ranks + (vocab % ranks != 0);
     int64_t before_last = (int64_t)rows * (ranks - 1);
     if (before_last >= vocab)
         return RT_FAIL(RT_ERR_UNSUPPORTED,
                        "%d vocabulary rows leave none for the last of %d ranks (%d each)", vocab,
                        ranks, rows);
-    *out = share(rank, rows);
+    out->vocab_rows = rows;
+    out->vocab = share(rank, rows);
     if (rank == ranks - 1)
-        out->count = vocab - out->first;
+        out->vocab.count = vocab - out->vocab.first;
     return RT_OK;
 }
 
@@ -59,7 +60,7 @@ rt_status par_plan_make(const par_shape *shape, int rank, int ranks, par_plan *o
         .kv_replicas = replicas,
         .ffn = share(rank, shape->ffn / ranks),
     };
-    RT_TRY(share_vocab(shape->vocab, rank, ranks, &plan.vocab));
+    RT_TRY(share_vocab(shape->vocab, rank, ranks, &plan));
     *out = plan;
     return RT_OK;
 }

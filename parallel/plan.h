@@ -25,6 +25,7 @@ typedef struct par_plan {
     int kv_replicas;    // ranks that hold a copy of the same KV head
     par_range ffn;      // columns of gate and up, rows of down
     par_range vocab;    // rows of the embedding and the head; the last may be short
+    int vocab_rows;     // of every rank but the last
 } par_plan;
 
 // RT_ERR_UNSUPPORTED with the numbers when heads, kv_heads (or ranks over

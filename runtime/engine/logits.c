@@ -9,21 +9,14 @@
 #include <string.h>
 
 // Rows of all ranks, each [rows, its shard] -> [rows, vocab].
-static rt_status join_shards(const rt_engine *e, const float *shards, size_t rows, float *out)
+static void join_shards(const rt_engine *e, const float *shards, size_t rows, float *out)
 {
-    const int ranks = comm_ranks(e->group.comm), vocab = e->config.vocab;
-    const par_shape shape = {e->config.heads, e->config.kv_heads, e->config.ffn, vocab};
-    par_plan first;
-    RT_TRY(par_plan_make(&shape, 0, ranks, &first));
-    for (int r = 0; r < ranks; r++) {
-        par_plan plan;
-        RT_TRY(par_plan_make(&shape, r, ranks, &plan));
-        const float *shard = shards + (size_t)r * rows * (size_t)first.vocab.count;
+    const size_t vocab = (size_t)e->config.vocab, width = (size_t)e->plan.vocab_rows;
+    for (size_t first = 0; first < vocab; first += width, shards += rows * width) {
+        const size_t count = vocab - first < width ? vocab - first : width;
         for (size_t i = 0; i < rows; i++)
-            memcpy(out + i * (size_t)vocab + plan.vocab.first, shard + i * (size_t)plan.vocab.count,
-                   (size_t)plan.vocab.count * sizeof *out);
+            memcpy(out + i * vocab + first, shards + i * count, count * sizeof *out);
     }
-    return RT_OK;
 }
 
 static rt_status emit_rows(rt_engine *e, size_t rows, size_t width, rt_logits_fn *emit, void *ctx)
@@ -34,7 +27,7 @@ static rt_status emit_rows(rt_engine *e, size_t rows, size_t width, rt_logits_fn
     RT_TRY_GOTO(status, RT_ALLOC(shards, ranks * rows * width, "gathered logits"), free_rows);
     RT_TRY_GOTO(status, RT_ALLOC(joined, rows * (size_t)e->config.vocab, "logits"), free_rows);
     RT_TRY_GOTO(status, kern_read(e->gathered, 0, shards, ranks * rows * width), free_rows);
-    RT_TRY_GOTO(status, join_shards(e, shards, rows, joined), free_rows);
+    join_shards(e, shards, rows, joined);
     RT_TRY_GOTO(status, emit(ctx, joined, rows, e->config.vocab), free_rows);
 free_rows:
     rt_free(shards);
@@ -45,9 +38,8 @@ free_rows:
 rt_status rt_logits_rows(rt_engine *e, const int32_t *index, int rows, rt_logits_fn *emit,
                          void *ctx)
 {
-    // The first rank has the widest shard; every rank sends as much.
-    const size_t ranks = (size_t)comm_ranks(e->group.comm);
-    const size_t width = ((size_t)e->config.vocab + ranks - 1) / ranks;
+    // The last rank's shard may be narrower; it sends as much as the others.
+    const size_t ranks = (size_t)comm_ranks(e->group.comm), width = (size_t)e->plan.vocab_rows;
     if (!e->gathered) {
         RT_TRY(kern_buf_new(e->dev, KERN_F32, ranks * RT_LOGITS_ROWS * width, "gathered logits",
                             &e->gathered));

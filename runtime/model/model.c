@@ -16,7 +16,7 @@ struct rt_model {
     kern_buf *x;         // f32 [rows, hidden]
     kern_buf *part;      // f32 [rows, hidden]
     kern_buf *qkv;       // f32 [rows, (heads + 2 kv_heads) head_dim]
-    kern_buf *logits;    // f32 [head_rows, vocab shard]
+    kern_buf *logits;    // f32 [head_rows, vocab shard], with room for the widest shard
     // What only linears read, in the type of their weights:
     kern_buf *normed;  // [rows, hidden]
     kern_buf *attn;    // [rows, heads head_dim]
@@ -82,7 +82,7 @@ static rt_status open_activations(rt_model *m)
         {&m->x, KERN_F32, rows * hidden, "residual stream"},
         {&m->part, KERN_F32, rows * hidden, "partial sums"},
         {&m->qkv, KERN_F32, rows * (size_t)qkv_cols(m), "q, k and v"},
-        {&m->logits, KERN_F32, head_rows * (size_t)m->plan.vocab.count, "logits"},
+        {&m->logits, KERN_F32, head_rows * (size_t)m->plan.vocab_rows, "logits"},
         {&m->normed, type, rows * hidden, "normed rows"},
         {&m->attn, type, rows * heads, "attention"},
         {&m->gate_up, type, rows * 2 * ffn, "gate and up"},

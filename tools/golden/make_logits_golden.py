@@ -37,7 +37,7 @@ CASES = {
                     dtype="bfloat16", n=40),
     "one_kv_head": dict(heads=4, kv_heads=1, block=16, n=33, layers=3,
                         dtype="bfloat16", ranks=[1, 2, 4]),
-    "vocab_odd": dict(vocab=101, block=4, n=22, tied=False, ranks=[1, 2, 4]),
+    "vocab_odd": dict(vocab=101, block=4, n=90, tied=False, ranks=[1, 2, 4]),
     "short_prompt": dict(block=16, n=9, dtype="bfloat16"),  # less than one block
     "theta_1e6": dict(block=32, n=96, theta=1000000.0, heads=4, kv_heads=2),  # whole blocks
     # Storage.
