@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The best pages of a row from its pieces: a block puts the best of a run of pages in order, a
-// warp merges the lists of runs. Whatever the scores, the same lists as the CPU's, bit for bit.
+// The best pages of a row from its pieces: a block puts the best of a piece in order, a warp
+// merges the lists of a row. Whatever the scores, the same lists as the CPU's, bit for bit.
 #ifndef KERNELS_CUDA_PLAN_BEST_CUH
 #define KERNELS_CUDA_PLAN_BEST_CUH
 
 #include "kernels/cuda/plan_pick.cuh"
 
-// Pages of a run that a thread holds, the most that a list keeps, and the lists that a thread, a
-// warp merges at once. A list has the best page first, of equal ones the lower.
-enum { RUN_EACH = 4, BEST_MOST = 64, LISTS_EACH = 3, BEST_LISTS = LISTS_EACH * WARP };
-static_assert((int)RUN_EACH * PICK_THREADS <= PICK_CANDIDATES, "all pages of a run may be equal");
+// Pages of a run that a thread scores, the most that a list keeps, and the lists that a thread,
+// a warp merges at once. A list has the best page first, of equal ones the lower.
+enum { RUN_EACH = 4, BEST_MOST = 128, LISTS_EACH = 3, BEST_LISTS = LISTS_EACH * WARP };
 
 // Keys of no page, and the least of a page (none but a NaN has less): a list that ends with
 // the former has no page left.
@@ -20,58 +19,63 @@ __device__ inline unsigned ranked_key(float score)
     return max(order_key(score), (unsigned)LEAST_KEY);
 }
 
-// Gathers the thread's pages that are above the bound, and of those that equal it at most `ties`.
-__device__ inline void gather_run(pick_shared &s, const unsigned (&key)[RUN_EACH], int first,
-                                  unsigned bound, int ties)
+// A key that at least `need` of the keys reach of which the threads hold the best ones. From few
+// groups of threads, or where many are needed by halving: 16 bits are near enough.
+__device__ inline unsigned bound_best(pick_shared &s, unsigned best, int need)
 {
-    int above = 0, equal = 0;
-#pragma unroll
-    for (int i = 0; i < RUN_EACH; i++) {
-        above += key[i] > bound;
-        equal += key[i] == bound;
+    if (need <= PICK_GROUPS / 2)
+        return bound_cut(s, best, need);
+    unsigned bound = 0;
+#pragma unroll 1
+    for (unsigned bit = 1u << 31; bit >= 1u << 16; bit >>= 1)
+        if (__syncthreads_count(best >= (bound | bit)) >= need)
+            bound |= bit;
+    return bound;
+}
+
+// Gathers the best `need` themselves, where too many reach the bound.
+__device__ __noinline__ static void gather_best(pick_shared &s, const unsigned *keys, int count,
+                                                int first, int need)
+{
+    int ties;
+    const unsigned cut = find_cut(
+        s, [=](int i) { return keys[i]; }, count, need, &ties);
+    if (threadIdx.x == 0)
+        s.candidates = 0;
+    __syncthreads();
+    for (int base = 0; base < count; base += PICK_THREADS) {
+        const int i = base + (int)threadIdx.x;
+        const unsigned key = i < count ? keys[i] : 0;
+        int found;
+        const int before = block_scan(key == cut, s.scan, &found);
+        if (key > cut || (key == cut && before < ties))
+            s.candidate[atomicAdd(&s.candidates, 1)] = ranked_page{key, first + i};
+        ties -= found;
     }
-    equal = max(min(equal, ties), 0);
-    if (above + equal == 0)
-        return;
-    int at = atomicAdd(&s.candidates, above + equal);
-#pragma unroll
-    for (int i = 0; i < RUN_EACH; i++)
-        if (key[i] > bound || (key[i] == bound && equal-- > 0))
-            s.candidate[at++] = ranked_page{key[i], first + i};
-}
-
-// Gathers again where too many pages equal the bound to compare all: the first `need` are enough.
-__device__ inline void gather_few(pick_shared &s, const unsigned (&key)[RUN_EACH], int first,
-                                  unsigned bound, int need)
-{
-    int equal = 0, all;
-#pragma unroll
-    for (int i = 0; i < RUN_EACH; i++)
-        equal += key[i] == bound;
-    const int before = block_scan(equal, s.scan, &all);
-    if (threadIdx.x == 0)
-        s.candidates = 0;
-    __syncthreads();
-    gather_run(s, key, first, bound, need - before);
     __syncthreads();
 }
 
-// The best `need` < BEST_MOST of a run, in order. A thread has the keys of the pages from
-// `first` on, in the order of the threads.
-__device__ inline void rank_run(pick_shared &s, const unsigned (&key)[RUN_EACH], int first,
-                                int need, ranked_page *out)
+// The best `need` < BEST_MOST of the pages from `first` on that have these keys, in order.
+__device__ inline void rank_piece(pick_shared &s, const unsigned *keys, int count, int first,
+                                  int need, ranked_page *out)
 {
-    unsigned best = key[0];
-#pragma unroll
-    for (int i = 1; i < RUN_EACH; i++)
-        best = max(best, key[i]);
+    unsigned best = 0;
+    for (int i = threadIdx.x; i < count; i += PICK_THREADS)
+        best = max(best, keys[i]);
     if (threadIdx.x == 0)
         s.candidates = 0;
-    const unsigned bound = max(bound_cut(s, best, need), (unsigned)LEAST_KEY);
-    gather_run(s, key, first, bound, RUN_EACH);
+    const unsigned bound = max(bound_best(s, best, need), (unsigned)LEAST_KEY);
+    for (int i = threadIdx.x; i < count; i += PICK_THREADS) {
+        const unsigned key = keys[i];
+        if (key < bound)
+            continue;
+        const int at = atomicAdd(&s.candidates, 1);
+        if (at < PICK_CANDIDATES)
+            s.candidate[at] = ranked_page{key, first + i};
+    }
     __syncthreads();
     if (s.candidates > PICK_THREADS)
-        gather_few(s, key, first, bound, need);
+        gather_best(s, keys, count, first, need);
     rank_candidates(s, need, [=](int rank, ranked_page x) { out[rank] = x; });
     for (int i = s.candidates + (int)threadIdx.x; i < need; i += PICK_THREADS)
         out[i] = ranked_page{NO_KEY, 0};
@@ -84,7 +88,7 @@ __device__ inline int best_stride(int need)
 }
 
 // The best `need` of `count` <= EACH * WARP lists of ascending pages, which hold that many:
-// the warp calls take(rank, page) in order, in one thread.
+// the warp calls take(page) for each, in one thread.
 template <int EACH, typename Take>
 __device__ inline void merge_some(const ranked_page *lists, int count, int need, const Take &take)
 {
@@ -111,7 +115,7 @@ __device__ inline void merge_some(const ranked_page *lists, int count, int need,
         const unsigned tied = __ballot_sync(ALL_LANES, mine.key == best);
         if (mine.key != best || (tied & lower))
             continue;
-        take(rank, mine);
+        take(mine);
 #pragma unroll
         for (int i = 0; i < EACH; i++)
             if (from == i)
@@ -122,7 +126,10 @@ __device__ inline void merge_some(const ranked_page *lists, int count, int need,
 template <typename Take>
 __device__ inline void merge_lists(const ranked_page *lists, int count, int need, const Take &take)
 {
-    if (count <= WARP)
+    if (count == 1)
+        for (int rank = threadIdx.x % WARP; rank < need; rank += WARP)
+            take(lists[rank]);
+    else if (count <= WARP)
         merge_some<1>(lists, count, need, take);
     else
         merge_some<LISTS_EACH>(lists, count, need, take);

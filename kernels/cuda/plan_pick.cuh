@@ -63,9 +63,10 @@ __device__ inline void find_digit(pick_shared &s, int need)
     __syncthreads();
 }
 
-// The key of the `need`-th best of `count` scores (1 <= need <= count); *ties is how
-// many scores with that very key belong to the best `need`.
-__device__ inline unsigned find_cut(pick_shared &s, const float *score, int count, int need,
+// The `need`-th best of `count` keys (1 <= need <= count), which key_at gives; *ties is how
+// many of that very key belong to the best `need`.
+template <typename KeyAt>
+__device__ inline unsigned find_cut(pick_shared &s, const KeyAt &key_at, int count, int need,
                                     int *ties)
 {
     unsigned cut = 0, known = 0;
@@ -74,7 +75,7 @@ __device__ inline unsigned find_cut(pick_shared &s, const float *score, int coun
             s.histogram[i] = 0;
         __syncthreads();
         for (int i = threadIdx.x; i < count; i += PICK_THREADS) {
-            const unsigned key = order_key(__ldcg(score + i));
+            const unsigned key = key_at(i);
             if ((key & known) == cut)
                 atomicAdd(&s.histogram[key >> shift & (PICK_BINS - 1)], 1);
         }
@@ -182,11 +183,12 @@ __device__ inline void rank_candidates(const pick_shared &s, int need, const Tak
 __device__ inline void mark_by_radix(pick_shared &s, const float *score, int count, int need,
                                      unsigned *bitmap)
 {
+    const auto key_at = [=](int i) { return order_key(__ldcg(score + 1 + i)); };
     int ties;
-    const unsigned cut = find_cut(s, score + 1, count, need, &ties);
+    const unsigned cut = find_cut(s, key_at, count, need, &ties);
     for (int base = 0; base < count; base += PICK_THREADS) {
         const int i = base + (int)threadIdx.x;
-        const unsigned mine = i < count ? order_key(__ldcg(score + 1 + i)) : 0;
+        const unsigned mine = i < count ? key_at(i) : 0;
         int found;
         const int before = block_scan(i < count && mine == cut, s.scan, &found);
         if (i < count && (mine > cut || (mine == cut && before < ties)))

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Choice of pages. The blocks of a list share out the pieces of its rows: they put the best of
-// each in order. The one that ends last merges them, a warp each row, and adds the kept list and
-// the first and last page; it writes the list and counts what it costs. Rows that take
-// many pages are chosen there from all scores, one after the other.
+// Choice of pages. The blocks of a list share out the runs of pages of all its rows: each puts
+// the best of what it has of a row in order. The one that ends last merges them, a warp each row,
+// and adds the kept list and the first and last page; it writes the list and counts what it
+// costs. Rows that take many pages are chosen there from all scores, one after the other.
 //
 // Where nobody else adds to the scores (page_plan), the blocks make them first, from the
 // bounds of plan_scan.cu.
@@ -11,7 +11,7 @@
 
 static_assert((int)PICK_THREADS == (int)SHARE_THREADS, "ranked where they are made");
 
-enum { BLOCKS_AT_ONCE = 2, RUNS_MOST = 32 }; // on a multiprocessor; in a piece
+enum { BLOCKS_AT_ONCE = 2, PIECE_MOST = 8192 }; // on a multiprocessor; pages of a piece
 
 struct select_view {
     float *score; // [scan_segs, score_lists, act_cap, max_pages]
@@ -20,9 +20,8 @@ struct select_view {
     int kept_lists, kept_cap;
     int score_lists, list0;
     int seg0;          // first segment of this launch
-    int run;           // pages that are ranked at once
-    int runs;          // of these in a piece
-    bool merged;       // the best of a piece are one list, not one of each run
+    int run;           // pages that are scored at once
+    int least, most;   // runs of a share, so that a row has few lists; of a piece
     int row_lists;     // of a row, at most; no more than BEST_LISTS
     ranked_page *best; // [segs, lists, act_cap, row_lists, BEST_MOST]
     unsigned *arrived; // [segs, lists] blocks
@@ -43,13 +42,23 @@ struct select_place {
     bool all;         // its rows take all pages
     int need;         // pages that a row takes by score, else
     int stride;       // of its lists of the best
-    int pieces;       // of a row
     int active, rows; // rows that read, and that take pages by score
+    int runs;         // of a row
+    int each, shares; // runs of a share, of all rows one after another; shares
     kern_page_choice choice;
 
     __device__ bool many() const // more than lists of the best hold
     {
         return need >= BEST_MOST;
+    }
+    // The share in which a row begins, and in which it ends: each makes a list of the row.
+    __device__ int first_share(int place) const
+    {
+        return place * runs / each;
+    }
+    __device__ int last_share(int place) const
+    {
+        return ((place + 1) * runs - 1) / each;
     }
 };
 
@@ -88,8 +97,19 @@ __device__ static select_place find_place(const select_view &a, const batch_view
     at.all = scans && budget >= at.pages;
     at.need = scans && !at.all ? budget - 2 : 0;
     at.stride = best_stride(at.need);
-    at.pieces = (at.pages + a.runs * a.run - 1) / (a.runs * a.run);
+    at.runs = max((at.pages + a.run - 1) / a.run, 1);
     return at;
+}
+
+// Shares out the runs of the rows, so many to a block as to any other.
+__device__ static void find_rows(select_place &at, const select_view &a, int active, int act_cap)
+{
+    at.active = active;
+    at.rows = at.need > 0 ? min(active, act_cap) : 0;
+    const int all = at.rows * at.runs, blocks = gridDim.x;
+    const int rounds = max((all + blocks * a.most - 1) / (blocks * a.most), 1);
+    at.each = max((all + blocks * rounds - 1) / (blocks * rounds), a.least);
+    at.shares = (all + at.each - 1) / at.each;
 }
 
 __device__ static float *scores_of(const select_view &a, const batch_view &b, const plan_view &p,
@@ -101,23 +121,26 @@ __device__ static float *scores_of(const select_view &a, const batch_view &b, co
 
 // ---- pieces -----------------------------------------------------------------------
 
-// What is asked of a block: a piece of a row.
+// What a block has of a row: a run or more.
 struct select_piece {
-    int place, first, runs; // first page
-    share_row row;          // of bounds, if there are any
-    ranked_page *best;      // its lists
+    int place, run, runs;
+    share_row row;     // of bounds, if there are any
+    ranked_page *best; // its list
 };
 
+// The piece of a share that begins with run `from` of those of all rows. It may be none, behind
+// the last share: then it is not looked at.
 __device__ static select_piece find_piece(const score_view &v, const select_view &a,
-                                          const plan_view &p, const select_place &at, int item)
+                                          const plan_view &p, const select_place &at, int share,
+                                          int from)
 {
     select_piece to;
-    const int pieces = max(at.pieces, 1), piece = item % pieces, run0 = piece * a.runs;
-    to.place = min(item / pieces, p.act_cap - 1); // an item may be none of this list's
-    to.first = run0 * a.run;
-    to.runs = min(a.runs, (at.pages - to.first + a.run - 1) / a.run);
+    to.place = from / at.runs;
+    to.run = from - to.place * at.runs;
+    to.runs = min(at.runs - to.run, (share + 1) * at.each - from);
     const size_t place = (size_t)at.local * p.act_cap + to.place;
-    to.best = a.best + place * a.row_lists * BEST_MOST + (a.merged ? piece : run0) * at.stride;
+    const int list = share - at.first_share(to.place);
+    to.best = a.best + place * a.row_lists * BEST_MOST + list * at.stride;
     if (!v.bounds)
         return to;
     int head0;
@@ -142,49 +165,46 @@ __device__ static void find_scores(float (&score)[RUN_EACH], select_shared &s, c
     }
 }
 
-// The best pages of a run in order, or where rows take too many, its scores for later: `scores`
-// is NULL where nobody asks for them, or they are there.
-__device__ static void keep_run(select_shared &s, const select_place &at,
-                                const float (&score)[RUN_EACH], const share_pages &to,
-                                float *scores, ranked_page *out)
+// Keys of the pages of a run, in their order, and where rows take many pages their scores for
+// later: `scores` is NULL where nobody asks for them, or they are there.
+__device__ static void keep_run(const select_place &at, const float (&score)[RUN_EACH],
+                                const share_pages &to, float *scores, unsigned *keys, int first)
 {
-    unsigned key[RUN_EACH];
 #pragma unroll
     for (int i = 0; i < RUN_EACH; i++) {
         const int page = to.first + i;
-        if (scores && page < min(to.end, at.pages))
+        if (page >= to.end)
+            break;
+        if (scores && page < at.pages)
             scores[page] = score[i];
-        const bool inner = page > 0 && page < min(to.end, at.pages - 1);
-        key[i] = inner ? ranked_key(score[i]) : (unsigned)NO_KEY;
+        const bool inner = page > 0 && page < at.pages - 1;
+        keys[page - first] = inner ? ranked_key(score[i]) : (unsigned)NO_KEY;
     }
-    if (!at.many())
-        rank_run(s.pick, key, to.first, at.need, out);
 }
 
-// The runs of a piece. `in` is of the first run, and what the next one needs is fetched before
-// this one is ranked.
+// The best of a piece. What the next run needs is fetched before this one is scored.
 __device__ static void take_piece(select_shared &s, const score_view &v, const select_view &a,
                                   const batch_view &b, const plan_view &p, const select_place &at,
-                                  const select_piece &piece, share_inputs &in, char *memory)
+                                  const select_piece &piece, unsigned *keys)
 {
-    ranked_page *lists = a.merged ? (ranked_page *)memory : piece.best;
+    const int begin = piece.run * a.run;
     float *scores = scores_of(a, b, p, at, piece.place);
+    share_inputs in;
+    if (v.bounds)
+        fetch_shares(in, v, piece.row, begin, 0);
 #pragma unroll 1
     for (int i = 0; i < piece.runs; i++) {
-        const int first = piece.first + i * a.run;
+        const int first = begin + i * a.run;
         const share_pages to = find_pages(SHARE_PAGES * SHARE_WARPS / a.run, first);
         float score[RUN_EACH];
         find_scores(score, s, v, piece.row, in, scores, to, at.pages, first);
         if (v.bounds && i + 1 < piece.runs)
             fetch_shares(in, v, piece.row, first + a.run, 0);
-        keep_run(s, at, score, to, v.bounds && at.many() ? scores : nullptr, lists + i * at.stride);
+        keep_run(at, score, to, v.bounds && at.many() ? scores : nullptr, keys, begin);
         __syncthreads();
     }
-    if (!a.merged || at.many())
-        return;
-    ranked_page *best = piece.best;
-    if (threadIdx.x < WARP)
-        merge_lists(lists, piece.runs, at.need, [=](int rank, ranked_page x) { best[rank] = x; });
+    if (!at.many())
+        rank_piece(s.pick, keys, piece.runs * a.run, begin, at.need, piece.best);
     __syncthreads();
 }
 
@@ -200,12 +220,12 @@ __device__ static void mark_rows(select_shared &s, const select_view &a, const b
         return;
     }
     const unsigned marked = (unsigned)__cvta_generic_to_shared(bitmap);
-    const int lists = a.merged ? at.pieces : (at.pages + a.run - 1) / a.run;
 #pragma unroll 1
     for (int place = threadIdx.x / WARP; place < at.rows; place += PICK_THREADS / WARP) {
         const size_t row = (size_t)at.local * p.act_cap + place;
+        const int lists = at.last_share(place) - at.first_share(place) + 1;
         merge_lists(a.best + row * a.row_lists * BEST_MOST, lists, at.need,
-                    [=](int, ranked_page x) { mark_shared(marked, x.page); });
+                    [=](ranked_page x) { mark_shared(marked, x.page); });
     }
     __syncthreads();
 }
@@ -268,35 +288,38 @@ __device__ static void end_list(select_shared &s, const select_view &a, const ba
         count_list(a, b, at, count);
 }
 
-// Block (share of the pieces, list, segment). What the batch says is looked up, and what the
-// first piece needs is fetched, before it is known how many rows there are.
+// Block (shares of the runs, list, segment). What the block is to do is known before it begins,
+// where the kernel before is that of bounds: this one starts when all blocks of that one have
+// begun, so that whatever went before it is done.
 __global__ void __launch_bounds__(PICK_THREADS, BLOCKS_AT_ONCE)
     plan_kernel(score_view v, select_view a, batch_view b, plan_view p)
 {
-    extern __shared__ __align__(16) char memory[]; // lists of a piece's runs; then a bitmap
+    extern __shared__ __align__(16) unsigned memory[]; // keys of a piece; then a bitmap
     __shared__ select_shared s;
     select_place at = find_place(a, b, p.lists, a.seg0 + blockIdx.z, blockIdx.y);
-    select_piece piece = find_piece(v, a, p, at, blockIdx.x);
-    begin_kernel();
-    share_inputs in; // fetched first: the number of rows is waited for at once
-    if (v.bounds && at.need > 0)
-        fetch_shares(in, v, piece.row, piece.first, 0);
-    at.active = p.act_count[at.seg];
-    at.rows = at.need > 0 ? min(at.active, p.act_cap) : 0;
-    const int items = at.rows * at.pieces, blocks = min(items, (int)gridDim.x);
+    if (!v.bounds)
+        begin_kernel();
+    find_rows(at, a, __ldcg(p.act_count + at.seg), p.act_cap);
+    int share = blockIdx.x, from = share * at.each;
+    select_piece piece = find_piece(v, a, p, at, share, from);
+    if (v.bounds)
+        begin_kernel();
+    const int blocks = min(at.shares, (int)gridDim.x);
     if ((int)blockIdx.x >= max(blocks, 1))
         return;
+    const int end = at.rows * at.runs;
 #pragma unroll 1
-    for (int item = blockIdx.x; item < items; item += gridDim.x) {
-        if (item != (int)blockIdx.x) {
-            piece = find_piece(v, a, p, at, item);
-            if (v.bounds)
-                fetch_shares(in, v, piece.row, piece.first, 0);
+    while (share < at.shares) {
+        take_piece(s, v, a, b, p, at, piece, memory);
+        from += piece.runs;
+        if (from >= min((share + 1) * at.each, end)) {
+            share += gridDim.x;
+            from = share * at.each;
         }
-        take_piece(s, v, a, b, p, at, piece, in, memory);
+        piece = find_piece(v, a, p, at, share, from);
     }
     if (blocks <= 1 || comes_last(a.arrived + at.local, blocks))
-        end_list(s, a, b, p, at, (unsigned *)memory);
+        end_list(s, a, b, p, at, memory);
 }
 
 // ---- launches -------------------------------------------------------------------
@@ -308,18 +331,14 @@ static size_t bitmap_bytes(int max_pages)
     return blocks_of(max_pages, WARP) * sizeof(unsigned);
 }
 
-// Pieces so long that all run at once if a third of the rows are active, and where lists of
-// every run are too many to merge at once, that lists of pieces are not.
-static void cut_rows(select_view &v, const kern_cuda_ctx *ctx, const kern_page_select_args *a)
+// Shares so long that the lists of a row can be merged at once, pieces as keys have room.
+static void cut_rows(select_view &v, int max_pages)
 {
-    const int runs = (int)blocks_of(a->batch->max_pages, v.run);
-    const int lists = (a->plan->act_cap + 2) / 3 * a->plan->lists * a->batch->scan_segs;
-    const int wide = (int)blocks_of((size_t)runs * lists, BLOCKS_AT_ONCE * ctx->sms);
-    const int most = (int)blocks_of(runs, BEST_LISTS);
-    v.merged = most > 1;
-    v.runs = wide > most ? wide : most;
-    v.runs = v.runs > RUNS_MOST ? RUNS_MOST : v.runs > 1 ? v.runs : 1;
-    v.row_lists = v.merged ? (int)blocks_of(runs, v.runs) : runs;
+    const int cut = 2; // lists of a row that begin or end within a share
+    const int runs = max_pages > v.run ? (int)blocks_of(max_pages, v.run) : 1;
+    v.least = (int)blocks_of(runs, BEST_LISTS - cut);
+    v.most = PIECE_MOST / v.run;
+    v.row_lists = v.least > 1 ? (int)blocks_of(runs, v.least) + cut : runs;
 }
 
 static select_view select_view_of(const kern_cuda_ctx *ctx, const kern_page_select_args *a, int run)
@@ -337,7 +356,7 @@ static select_view select_view_of(const kern_cuda_ctx *ctx, const kern_page_sele
     v.score_lists = a->score_lists;
     v.list0 = a->list0;
     v.run = run;
-    cut_rows(v, ctx, a);
+    cut_rows(v, a->batch->max_pages);
     v.arrived = ctx->arrivals;
     v.counts = ptr<unsigned long long>(a->counts);
     return v;
@@ -365,14 +384,14 @@ static int launch_plan(const kern_cuda_ctx *ctx, const score_view &v, const sele
 {
     const batch_view b = view(a->batch);
     const plan_view p = view(a->plan, a->batch);
-    const int pieces = (int)blocks_of(b.max_pages, w.run * w.runs);
-    const int items = w.seg0 < b.scan_segs ? p.act_cap * pieces : 0;
+    const int runs = w.seg0 < b.scan_segs ? p.act_cap * (int)blocks_of(b.max_pages, w.run) : 0;
     const int each = BLOCKS_AT_ONCE * ctx->sms / (p.lists * segs);
-    const int blocks = items < each ? items : each;
+    const int blocks = runs < each ? runs : each > 1 ? each : 1;
+    const int piece = (int)blocks_of(runs, blocks > 1 ? blocks : 1) + w.least;
+    const size_t keys = (size_t)w.run * (piece < w.most ? piece : w.most) * sizeof(unsigned);
     const size_t bitmap = bitmap_bytes(b.max_pages);
-    const size_t lists = w.merged ? w.runs * BEST_MOST * sizeof(ranked_page) : 0;
     return enqueue(ctx, plan_kernel, dim3(blocks > 1 ? blocks : 1, p.lists, segs), PICK_THREADS,
-                   lists > bitmap ? lists : bitmap, v, w, b, p);
+                   keys > bitmap ? keys : bitmap, v, w, b, p);
 }
 
 // Segments [seg0, end), whose scores are complete.
