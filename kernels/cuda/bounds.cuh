@@ -10,6 +10,7 @@
 
 enum { BOUND_GROUP = KERN_BOUND_GROUP, STEP_LEAST = 1, STEP_MOST = 20 };
 static const float BOUND_SCALE = 4.0f;
+static const unsigned BOUND_EXPONENTS = 0x64646464u; // the upper bytes of those numbers
 
 // The smallest step with which |x| <= most lies within 127 multiples.
 __device__ inline int bound_step(float most)
@@ -35,11 +36,13 @@ __device__ inline __half2 step_pair(unsigned char step)
 }
 
 // Bytes 0 and 1 (high: 2 and 3) of a word as multiples of the step: 0x6400 | b is the f16
-// number 1024 + b, and adding before multiplying would round nothing either.
+// number 1024 + b, and adding before multiplying would round nothing either. `exponents` are
+// BOUND_EXPONENTS.
 template <bool HIGH>
-__device__ inline unsigned bound_pair(unsigned bytes, __half2 step, __half2 shift)
+__device__ inline unsigned bound_pair(unsigned bytes, unsigned exponents, __half2 step,
+                                      __half2 shift)
 {
-    const unsigned raw = __byte_perm(bytes, 0x64646464u, HIGH ? 0x4342 : 0x4140);
+    const unsigned raw = __byte_perm(bytes, exponents, HIGH ? 0x4342 : 0x4140);
     const __half2 pair = __hfma2(*(const __half2 *)&raw, step, shift);
     return *(const unsigned *)&pair;
 }

@@ -14,7 +14,7 @@
 #include "kernels/cuda/bounds.cuh"
 #include "kernels/cuda/plan_score.cuh"
 
-enum { WARPS = 8, TILE = 16, TILES = 5, LANES = 8 * TILES, SLICE = 64 };
+enum { WARPS = 8, TILE = 16, SLICE = 64 };
 
 // Metadata of a warp's pages: of each, the largest keys, then the smallest.
 template <int DIM> struct page_stage {
@@ -24,10 +24,13 @@ template <int DIM> struct page_stage {
 
 template <int DIM> struct scan_shared {
     static const int STAGES = DIM > 128 ? 1 : 2; // what fits on every card
+    static const int TILES = DIM > 128 ? 5 : 8, LANES = 8 * TILES;
     page_stage<DIM> stage[STAGES][WARPS];
     uint4 q[TILES][DIM / SLICE][2][WARP]; // tile of 8 lanes, slice, half of 16 channels, thread
     float2 stats[LANES][WARPS];
-    int row[LANES]; // of bounds and stats
+    int row[LANES];         // of stats
+    unsigned bounds[LANES]; // where a row of bounds begins
+    unsigned exponents;     // BOUND_EXPONENTS, which is not to take an instruction's one constant
 };
 
 // What a block works at: a KV head of a segment, a run of pages.
@@ -52,11 +55,10 @@ __device__ static unsigned long long read_once()
 }
 
 template <int BYTES>
-__device__ static void copy_async(void *to, const void *from, unsigned long long policy)
+__device__ static void copy_async(unsigned to, const void *from, unsigned long long policy)
 {
-    asm volatile(
-        "cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %2, %3;\n" ::"r"(shared_address(to)),
-        "l"(from), "n"(BYTES), "l"(policy));
+    asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %2, %3;\n" ::"r"(to),
+                 "l"(from), "n"(BYTES), "l"(policy));
 }
 
 // Where the 16-byte chunk of a page lies in its row of a stage: the threads that read together
@@ -87,22 +89,24 @@ template <int DIM>
 __device__ static void fetch(page_stage<DIM> &to, const score_view &a, const scan_place &at,
                              int round, int page)
 {
-    const int chunks = DIM / BOUND_GROUP, thread = threadIdx.x % WARP;
-    const bool in = tile_page(at, round) < at.end;
-    const int row = page * a.kv_heads + at.kv_head;
-    const unsigned long long policy = read_once();
-    if (in && thread < TILE)
-        copy_async<DIM / BOUND_GROUP>(to.step[thread], a.kstep + (size_t)row * chunks, policy);
+    enum { CHUNKS = DIM / BOUND_GROUP, STEP = WARP / CHUNKS }; // pages at once, an even number
+    const int thread = threadIdx.x % WARP, first = thread / CHUNKS, chunk = thread % CHUNKS;
+    if (tile_page(at, round) < at.end) { // the whole warp
+        const int row = page * a.kv_heads + at.kv_head;
+        const unsigned long long policy = read_once();
+        if (thread < TILE)
+            copy_async<CHUNKS>(shared_address(to.step[thread]), a.kstep + (size_t)row * CHUNKS,
+                               policy);
+        const unsigned most = shared_address(&to.bounds[first][chunk_of(first, chunk)]);
+        const unsigned least = shared_address(&to.bounds[first][chunk_of(first, CHUNKS + chunk)]);
+        const char *const from_most = (const char *)a.kmax + chunk * 16;
+        const char *const from_least = (const char *)a.kmin + chunk * 16;
 #pragma unroll
-    for (int i = thread; i < TILE * chunks; i += WARP) {
-        const int page = i / chunks, chunk = i % chunks;
-        const size_t from = ((size_t)__shfl_sync(ALL_LANES, row, page) * chunks + chunk) * 16;
-        if (!in)
-            continue;
-        copy_async<16>(&to.bounds[page][chunk_of(page, chunk)], (const char *)a.kmax + from,
-                       policy);
-        copy_async<16>(&to.bounds[page][chunk_of(page, chunks + chunk)],
-                       (const char *)a.kmin + from, policy);
+        for (int i = 0; i < TILE; i += STEP) {
+            const size_t from = (size_t)__shfl_sync(ALL_LANES, row, first + i) * DIM;
+            copy_async<16>(most + i * sizeof to.bounds[0], from_most + from, policy);
+            copy_async<16>(least + i * sizeof to.bounds[0], from_least + from, policy);
+        }
     }
     asm volatile("cp.async.commit_group;\n"); // an empty one too: waits count groups
 }
@@ -113,9 +117,31 @@ __device__ static unsigned scaled_pair(float x, float y, float scale)
     return *(const unsigned *)&two;
 }
 
+__device__ static unsigned above(unsigned pair)
+{
+    const __half2 x = __hmax2(*(const __half2 *)&pair, __float2half2_rn(0.0f));
+    return *(const unsigned *)&x;
+}
+
+__device__ static unsigned below(unsigned pair)
+{
+    const __half2 x = __hmin2(*(const __half2 *)&pair, __float2half2_rn(0.0f));
+    return *(const unsigned *)&x;
+}
+
+__device__ static uint4 above(uint4 q)
+{
+    return make_uint4(above(q.x), above(q.y), above(q.z), above(q.w));
+}
+
+__device__ static uint4 below(uint4 q)
+{
+    return make_uint4(below(q.x), below(q.y), below(q.z), below(q.w));
+}
+
 // Eight channels of a lane at a time: what of q a thread loads. Known before the active rows.
 template <int DIM> struct lane_loads {
-    static const int COUNT = (TILES * DIM + WARPS * WARP - 1) / (WARPS * WARP);
+    static const int COUNT = (scan_shared<DIM>::TILES * DIM + WARPS * WARP - 1) / (WARPS * WARP);
     int place[COUNT], column[COUNT];
 
     __device__ static int lane(int i)
@@ -139,8 +165,13 @@ __device__ static void find_lanes(scan_shared<DIM> &t, lane_loads<DIM> &l, const
         l.place[i] = min(place, at.places - 1);
         l.column[i] = (at.kv_head * a.group + lane - place * a.group) * DIM + l.channel();
     }
-    if (threadIdx.x < LANES)
-        t.row[threadIdx.x] = lane_row(a, blockIdx.z, at.kv_head, lane0 + threadIdx.x);
+    if (threadIdx.x == 0)
+        t.exponents = BOUND_EXPONENTS;
+    if (threadIdx.x < scan_shared<DIM>::LANES) {
+        const int row = lane_row(a, blockIdx.z, at.kv_head, lane0 + threadIdx.x);
+        t.row[threadIdx.x] = row;
+        t.bounds[threadIdx.x] = (unsigned)row * a.width;
+    }
 }
 
 // The rows of the lanes that are there or might be.
@@ -152,6 +183,10 @@ __device__ static void find_rows(int (&rows)[lane_loads<DIM>::COUNT], const lane
     for (int i = 0; i < lane_loads<DIM>::COUNT; i++)
         rows[i] = at.rows[l.place[i]];
 }
+
+// Where there is room, the part of q above 0 and then the part below it are kept apart, rather than
+// made anew for all pages.
+template <int DIM, int TILED> static const bool APART = 2 * TILED <= scan_shared<DIM>::TILES;
 
 // Lanes [lane0, lane0 + 8 TILED) as f16, zeros beyond the last.
 template <int DIM, int TILED>
@@ -174,10 +209,15 @@ __device__ static void load_lanes(scan_shared<DIM> &t, const lane_loads<DIM> &l,
 #pragma unroll
     for (int i = 0; i < count; i++) {
         const int lane = l.lane(i), thread = lane % 8 * 4 + c % SLICE / BOUND_GROUP;
-        if (lane < TILED * 8)
-            t.q[lane / 8][c / SLICE][c % BOUND_GROUP / 8][thread] = make_uint4(
-                scaled_pair(x[i][0].x, x[i][0].y, scale), scaled_pair(x[i][0].z, x[i][0].w, scale),
-                scaled_pair(x[i][1].x, x[i][1].y, scale), scaled_pair(x[i][1].z, x[i][1].w, scale));
+        if (lane >= TILED * 8)
+            continue;
+        const uint4 q = make_uint4(
+            scaled_pair(x[i][0].x, x[i][0].y, scale), scaled_pair(x[i][0].z, x[i][0].w, scale),
+            scaled_pair(x[i][1].x, x[i][1].y, scale), scaled_pair(x[i][1].z, x[i][1].w, scale));
+        const int tile = lane / 8, slice = c / SLICE, half = c % BOUND_GROUP / 8;
+        t.q[tile][slice][half][thread] = APART<DIM, TILED> ? above(q) : q;
+        if constexpr (APART<DIM, TILED>)
+            t.q[TILED + tile][slice][half][thread] = below(q);
     }
 }
 
@@ -189,34 +229,24 @@ __device__ static void multiply(float (&d)[4], const unsigned (&a)[4], unsigned 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-__device__ static unsigned above(unsigned pair)
-{
-    const __half2 x = __hmax2(*(const __half2 *)&pair, __float2half2_rn(0.0f));
-    return *(const unsigned *)&x;
-}
-
-__device__ static unsigned below(unsigned pair)
-{
-    const __half2 x = __hmin2(*(const __half2 *)&pair, __float2half2_rn(0.0f));
-    return *(const unsigned *)&x;
-}
-
 // Four channels of both pages, as an operand.
 __device__ static void widen(unsigned (&out)[4], unsigned bytes0, unsigned bytes1,
-                             const __half2 (&step)[2], const __half2 (&shift)[2])
+                             unsigned exponents, const __half2 (&step)[2],
+                             const __half2 (&shift)[2])
 {
-    out[0] = bound_pair<false>(bytes0, step[0], shift[0]);
-    out[1] = bound_pair<false>(bytes1, step[1], shift[1]);
-    out[2] = bound_pair<true>(bytes0, step[0], shift[0]);
-    out[3] = bound_pair<true>(bytes1, step[1], shift[1]);
+    out[0] = bound_pair<false>(bytes0, exponents, step[0], shift[0]);
+    out[1] = bound_pair<false>(bytes1, exponents, step[1], shift[1]);
+    out[2] = bound_pair<true>(bytes0, exponents, step[0], shift[0]);
+    out[3] = bound_pair<true>(bytes1, exponents, step[1], shift[1]);
 }
 
-// d[n] += bounds of the warp's pages, lanes of tile n.
-template <int DIM, int TILED>
+// d[n] += bounds of the warp's pages, lanes of tile0 + n of ALL.
+template <int DIM, int ALL, int TILED>
 __device__ static void add_bounds(float (&d)[TILED][4], const page_stage<DIM> &m,
-                                  const scan_shared<DIM> &t)
+                                  const scan_shared<DIM> &t, int tile0)
 {
     const int thread = threadIdx.x % WARP, row = thread / 4, quad = thread % 4;
+    const unsigned exponents = t.exponents;
 #pragma unroll 1 // code that runs once waits for its instructions
     for (int i = 0; i < 2 * DIM / SLICE; i++) {
         const int group = i / 2 * 4 + quad, half = i % 2;
@@ -232,32 +262,36 @@ __device__ static void add_bounds(float (&d)[TILED][4], const page_stage<DIM> &m
             least[r] = ((const uint2 *)&bounds[chunk_of(page, DIM / BOUND_GROUP + group)])[half];
         }
         unsigned high[2][4], low[2][4];
-        widen(high[0], most[0].x, most[1].x, step, shift);
-        widen(high[1], most[0].y, most[1].y, step, shift);
-        widen(low[0], least[0].x, least[1].x, step, shift);
-        widen(low[1], least[0].y, least[1].y, step, shift);
+        widen(high[0], most[0].x, most[1].x, exponents, step, shift);
+        widen(high[1], most[0].y, most[1].y, exponents, step, shift);
+        widen(low[0], least[0].x, least[1].x, exponents, step, shift);
+        widen(low[1], least[0].y, least[1].y, exponents, step, shift);
 #pragma unroll
         for (int n = 0; n < TILED; n++) {
-            const uint4 q = t.q[n][i / 2][half][thread];
-            multiply(d[n], high[0], above(q.x), above(q.y));
-            multiply(d[n], low[0], below(q.x), below(q.y));
-            multiply(d[n], high[1], above(q.z), above(q.w));
-            multiply(d[n], low[1], below(q.z), below(q.w));
+            const bool apart = APART<DIM, ALL>;
+            const uint4 q = t.q[tile0 + n][i / 2][half][thread];
+            const uint4 positive = apart ? q : above(q);
+            const uint4 negative = apart ? t.q[ALL + tile0 + n][i / 2][half][thread] : below(q);
+            multiply(d[n], high[0], positive.x, positive.y);
+            multiply(d[n], low[0], negative.x, negative.y);
+            multiply(d[n], high[1], positive.z, positive.w);
+            multiply(d[n], low[1], negative.z, negative.w);
         }
     }
 }
 
-// A thread's lanes: maximum and sum over the pages it met, of lane 2 (threadIdx.x % 4) + i of
-// tile n.
+// A thread's lanes: maximum, NO_BOUND so far, and sum over the pages it met, of lane
+// 2 (threadIdx.x % 4) + i of tile n.
+static const float NO_BOUND = -1e30f;
 template <int TILED> struct lane_sums {
     float top[TILED][2], sum[TILED][2];
 };
 
-// Stores the bounds of the thread's pages, page and page + 8, and folds them into its sums.
+// Stores the bounds of the thread's pages, page and page + 8, and folds them into its sums. `rows`
+// says where those of the tiles' lanes begin.
 template <int TILED>
 __device__ static void keep_bounds(const float (&d)[TILED][4], lane_sums<TILED> &s, float *bounds,
-                                   const int (&rows)[LANES], int width, int page, int end,
-                                   int lanes)
+                                   const unsigned *rows, int page, int end, int lanes)
 {
     const bool one = page < end, both = page + 8 < end;
 #pragma unroll
@@ -265,24 +299,22 @@ __device__ static void keep_bounds(const float (&d)[TILED][4], lane_sums<TILED> 
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int lane = n * 8 + threadIdx.x % 4 * 2 + i;
-            float *to = bounds + (size_t)rows[lane] * width + page;
+            float *to = bounds + (rows[lane] + page);
             const float x = one ? d[n][i] : -CUDART_INF_F, y = both ? d[n][2 + i] : -CUDART_INF_F;
             if (one && lane < lanes)
                 to[0] = x;
             if (both && lane < lanes)
                 to[8] = y;
             const float top = fmaxf(s.top[n][i], fmaxf(x, y));
-            const float base = top == -CUDART_INF_F ? 0.0f : top;
             s.sum[n][i] =
-                s.sum[n][i] * power2(s.top[n][i] - base) + power2(x - base) + power2(y - base);
+                s.sum[n][i] * power2(s.top[n][i] - top) + power2(x - top) + power2(y - top);
             s.top[n][i] = top;
         }
 }
 
-// Joins the sums of the warp's threads, then of the block's warps.
+// Joins the sums of the warp's threads, of tiles from tile0 on.
 template <int DIM, int TILED>
-__device__ static void keep_sums(scan_shared<DIM> &t, const lane_sums<TILED> &s,
-                                 const score_view &a, int lanes)
+__device__ static void join_threads(scan_shared<DIM> &t, const lane_sums<TILED> &s, int tile0)
 {
     const int thread = threadIdx.x % WARP;
 #pragma unroll
@@ -291,8 +323,14 @@ __device__ static void keep_sums(scan_shared<DIM> &t, const lane_sums<TILED> &s,
         for (int i = 0; i < 2; i++) {
             const float2 all = join_lanes<4, WARP>(make_float2(s.top[n][i], s.sum[n][i]));
             if (thread < 4)
-                t.stats[n * 8 + thread * 2 + i][threadIdx.x / WARP] = all;
+                t.stats[(tile0 + n) * 8 + thread * 2 + i][threadIdx.x / WARP] = all;
         }
+}
+
+// The same of the block's warps, and keeps them.
+template <int DIM>
+__device__ static void join_warps(scan_shared<DIM> &t, const score_view &a, int lanes)
+{
     __syncthreads();
     for (int i = threadIdx.x; i / WARP * WARP < lanes * WARPS; i += WARPS * WARP) {
         const int lane = i / WARPS;
@@ -302,40 +340,51 @@ __device__ static void keep_sums(scan_shared<DIM> &t, const lane_sums<TILED> &s,
     }
 }
 
-// The run of pages for lanes from lane0 on, at most 8 TILED; the first rounds have been
-// fetched.
-template <int DIM, int TILED>
+// The run of pages for lanes from lane0 on, at most PARTS times 8 TILED, of which the pages' keys
+// are widened anew for every part; the first rounds have been fetched.
+template <int DIM, int TILED, int PARTS>
 __device__ static void scan_lanes(scan_shared<DIM> &t, const lane_loads<DIM> &l,
                                   const int (&rows)[lane_loads<DIM>::COUNT], const score_view &a,
                                   const batch_view &b, const scan_place &at, int lane0)
 {
-    const int lanes = min(at.lanes - lane0, TILED * 8);
+    const int lanes = min(at.lanes - lane0, PARTS * TILED * 8);
     const int warp = threadIdx.x / WARP, row = threadIdx.x % WARP / 4;
-    load_lanes<DIM, TILED>(t, l, rows, a, lanes);
+    load_lanes<DIM, PARTS * TILED>(t, l, rows, a, lanes);
     __syncthreads();
-    lane_sums<TILED> sums;
+    lane_sums<TILED> sums[PARTS];
 #pragma unroll
-    for (int n = 0; n < TILED; n++)
+    for (int part = 0; part < PARTS; part++)
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            sums.top[n][i] = -CUDART_INF_F;
-            sums.sum[n][i] = 0.0f;
-        }
+        for (int n = 0; n < TILED; n++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                sums[part].top[n][i] = NO_BOUND;
+                sums[part].sum[n][i] = 0.0f;
+            }
     const int stages = scan_shared<DIM>::STAGES;
     int page = find_page(b, at, stages);
     for (int round = 0; at.first + round * WARPS * TILE < at.end; round++) {
         page_stage<DIM> &stage = t.stage[round % stages][warp];
+        const int first = at.first + (round * WARPS + warp) * TILE + row;
         asm volatile("cp.async.wait_group %0;\n" ::"n"(stages - 1));
         __syncwarp();
-        float d[TILED][4] = {};
-        add_bounds(d, stage, t);
-        __syncwarp();
-        fetch(stage, a, at, round + stages, page);
-        page = find_page(b, at, round + stages + 1);
-        keep_bounds(d, sums, a.bounds, t.row, a.width,
-                    at.first + (round * WARPS + warp) * TILE + row, at.end, lanes);
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            float d[TILED][4] = {};
+            add_bounds<DIM, PARTS * TILED>(d, stage, t, part * TILED);
+            if (part == PARTS - 1) {
+                __syncwarp();
+                fetch(stage, a, at, round + stages, page);
+                page = find_page(b, at, round + stages + 1);
+            }
+            keep_bounds(d, sums[part], a.bounds, t.bounds + part * TILED * 8, first, at.end,
+                        lanes - part * TILED * 8);
+        }
     }
-    keep_sums(t, sums, a, lanes);
+#pragma unroll
+    for (int part = 0; part < PARTS; part++)
+        join_threads(t, sums[part], part * TILED);
+    join_warps(t, a, lanes);
 }
 
 template <int DIM>
@@ -374,7 +423,7 @@ __global__ void __launch_bounds__(WARPS *WARP, 2)
     if (at.first < pages)
         find_rows<DIM>(rows, loads, at);
     at.lanes = at.first < pages ? min(p.act_count[at.seg], p.act_cap) * a.group : 0;
-    for (int lane = 0; lane < at.lanes; lane += LANES) {
+    for (int lane = 0; lane < at.lanes; lane += scan_shared<DIM>::LANES) {
         if (lane > 0) {
             __syncthreads();
             find_lanes(t, loads, a, at, lane);
@@ -382,10 +431,13 @@ __global__ void __launch_bounds__(WARPS *WARP, 2)
         }
         if (lane > 0 || !settled)
             fetch_first(t, a, b, at);
-        if (at.lanes - lane > 3 * 8) // without tests on the way, which keep threads waiting
-            scan_lanes<DIM, TILES>(t, loads, rows, a, b, at, lane);
+        const int left = at.lanes - lane; // no tests on the way, which keep threads waiting
+        if (left <= 3 * 8)
+            scan_lanes<DIM, 3, 1>(t, loads, rows, a, b, at, lane);
+        else if (left <= 5 * 8 || scan_shared<DIM>::TILES == 5)
+            scan_lanes<DIM, 5, 1>(t, loads, rows, a, b, at, lane);
         else
-            scan_lanes<DIM, 3>(t, loads, rows, a, b, at, lane);
+            scan_lanes<DIM, 4, scan_shared<DIM>::TILES / 4>(t, loads, rows, a, b, at, lane);
     }
     asm volatile("cp.async.wait_all;\n");
 }
