@@ -75,7 +75,7 @@ static size_t char_before(const char *text, size_t end, int32_t *cp)
     size_t n = 1;
     while (n < end && n < 4 && ((unsigned char)text[end - n] & 0xC0) == 0x80)
         n++;
-    rt_tok_utf8(text + end - n, n, cp);
+    rt_utf8_next(text + end - n, n, cp);
     return n;
 }
 
@@ -88,7 +88,7 @@ static bool stands_alone(const char *text, size_t len, size_t start, size_t end)
             return false;
     }
     if (end < len) {
-        rt_tok_utf8(text + end, len - end, &cp);
+        rt_utf8_next(text + end, len - end, &cp);
         if (rt_tok_is_word(cp))
             return false;
     }
@@ -111,7 +111,7 @@ static size_t strip_right(const char *text, size_t len, size_t end)
 {
     while (end < len) {
         int32_t cp;
-        size_t n = rt_tok_utf8(text + end, len - end, &cp);
+        size_t n = rt_utf8_next(text + end, len - end, &cp);
         if (!rt_tok_is_space(cp))
             break;
         end += n;

@@ -8,7 +8,6 @@
 #include <string.h>
 
 enum { HELD_MAX = 3 };
-static const char replacement[] = "\xEF\xBF\xBD";
 
 struct rt_detok {
     const rt_tokenizer *tok;
@@ -34,27 +33,6 @@ static bool token_bytes(const rt_detok *d, int32_t id, const char **bytes, size_
     *bytes = v->pool.data + e->off;
     *len = e->len;
     return e->flags != 0;
-}
-
-// Appends the text of `bytes` to `out`; *rest is where a character that may still be
-// completed begins.
-static rt_status append_text(const rt_str *bytes, rt_str *out, size_t *rest)
-{
-    size_t done = 0, at = 0;
-    while (at < bytes->len) {
-        int32_t cp;
-        size_t n = rt_tok_utf8(bytes->data + at, bytes->len - at, &cp);
-        if (cp == RT_TOK_UTF8_SHORT)
-            break;
-        if (cp == RT_TOK_UTF8_BAD) {
-            RT_TRY(rt_str_append(out, bytes->data + done, at - done));
-            RT_TRY(rt_str_append(out, replacement, sizeof replacement - 1));
-            done = at + n;
-        }
-        at += n;
-    }
-    *rest = at;
-    return rt_str_append(out, bytes->data + done, at - done);
 }
 
 rt_status rt_detok_open(const rt_tokenizer *tok, bool keep_special, rt_detok **out)
@@ -88,7 +66,7 @@ rt_status rt_detok_push(rt_detok *d, const int32_t *ids, size_t n, rt_str *out)
             RT_TRY(rt_str_append(&d->bytes, bytes, len));
     }
     size_t before = out->len, rest = 0;
-    rt_status status = append_text(&d->bytes, out, &rest);
+    rt_status status = rt_utf8_append(out, d->bytes.data, d->bytes.len, &rest);
     if (status != RT_OK) {
         out->len = before;
         return status;
@@ -102,7 +80,7 @@ rt_status rt_detok_flush(rt_detok *d, rt_str *out)
 {
     RT_CHECK_ARG(d && out);
     if (d->n_held > 0)
-        RT_TRY(rt_str_append(out, replacement, sizeof replacement - 1));
+        RT_TRY(rt_str_puts(out, RT_UTF8_REPLACEMENT));
     d->n_held = 0;
     return RT_OK;
 }

@@ -114,7 +114,7 @@ static size_t stable_end(const char *text, size_t len, size_t at)
     size_t last = at;
     while (at < len) {
         int32_t cp;
-        size_t n = rt_tok_utf8(text + at, len - at, &cp);
+        size_t n = rt_utf8_next(text + at, len - at, &cp);
         if (cp >= FIRST_THAT_CHANGES)
             return last;
         last = at;
@@ -132,7 +132,7 @@ rt_status rt_tok_nfc(rt_tok_nfc_scratch *scratch, const char *text, size_t len, 
         bool first = true;
         for (at = stable; at < len; first = false) {
             int32_t cp;
-            size_t n = rt_tok_utf8(text + at, len - at, &cp);
+            size_t n = rt_utf8_next(text + at, len - at, &cp);
             if (cp < FIRST_THAT_CHANGES && !first)
                 break;
             at += n;

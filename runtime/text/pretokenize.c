@@ -150,7 +150,7 @@ static rt_status next_match(rt_tok_encoder *enc, const rt_tok_stage *stage, cons
 static size_t char_len(const char *text, size_t left)
 {
     int32_t cp;
-    return rt_tok_utf8(text, left, &cp);
+    return rt_utf8_next(text, left, &cp);
 }
 
 static rt_status run_stage(rt_tok_encoder *enc, size_t nth, const char *text, const char *shadow,
@@ -233,7 +233,7 @@ rt_status rt_tok_pretokenize(rt_tok_encoder *enc, const char *text, size_t len)
     RT_TRY(rt_str_append(&enc->shadow, text, len));
     for (size_t i = 0; i < len;) {
         int32_t cp;
-        size_t n = rt_tok_utf8(text + i, len - i, &cp);
+        size_t n = rt_utf8_next(text + i, len - i, &cp);
         int32_t proxy = rt_tok_proxy(cp);
         if (proxy != cp)
             utf8proc_encode_char(proxy, (utf8proc_uint8_t *)enc->shadow.data + i);

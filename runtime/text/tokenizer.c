@@ -100,7 +100,7 @@ static rt_status scan_text(const char *text, size_t len, bool *proxies)
 {
     for (size_t at = 0; at < len;) {
         int32_t cp;
-        size_t n = rt_tok_utf8(text + at, len - at, &cp);
+        size_t n = rt_utf8_next(text + at, len - at, &cp);
         if (cp < 0)
             return RT_FAIL(RT_ERR_FORMAT, "text: not UTF-8 at byte %zu", at);
         if (rt_tok_proxy(cp) != cp)

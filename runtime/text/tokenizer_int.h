@@ -10,6 +10,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 
 #include "runtime/base/json.h"
+#include "runtime/base/utf8.h"
 #include "runtime/text/tokenizer.h"
 
 #include <pcre2.h>
@@ -21,15 +22,6 @@ enum {
 };
 
 // --- unicode.c -------------------------------------------------------------
-
-enum {
-    RT_TOK_UTF8_BAD = -1,   // the bytes consumed are a maximal ill-formed subpart
-    RT_TOK_UTF8_SHORT = -2, // the text ends inside a character that may be valid
-};
-
-// Reads one character of the n > 0 bytes at `s`: returns the bytes consumed (>= 1),
-// and in *cp the code point or one of the two above.
-size_t rt_tok_utf8(const char *s, size_t n, int32_t *cp);
 
 // HF's regexes know a newer Unicode than PCRE2: a character of the same UTF-8
 // length for which PCRE2 gives the right classes; `cp` itself nearly always.

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Characters: strict UTF-8, and the places where HF's Unicode version differs from
-// the one of PCRE2 or utf8proc.
+// The places where HF's Unicode version differs from the one of PCRE2 or utf8proc.
 #include "runtime/text/tokenizer_int.h"
 
 #include "runtime/text/unicode_tables.inc"
@@ -8,59 +7,6 @@
 #include <utf8proc.h>
 
 enum { FIRST_IN_TABLES = 0x7FD };
-
-// The length that a leading byte announces (0: not one), and the bounds of the
-// second byte, which rule out overlong forms, surrogates and > U+10FFFF.
-static size_t utf8_lead(unsigned char lead, unsigned char *low, unsigned char *high)
-{
-    *low = 0x80;
-    *high = 0xBF;
-    if (lead < 0x80)
-        return 1;
-    if (lead < 0xC2 || lead > 0xF4)
-        return 0;
-    if (lead < 0xE0)
-        return 2;
-    if (lead < 0xF0) {
-        if (lead == 0xE0)
-            *low = 0xA0;
-        if (lead == 0xED)
-            *high = 0x9F;
-        return 3;
-    }
-    if (lead == 0xF0)
-        *low = 0x90;
-    if (lead == 0xF4)
-        *high = 0x8F;
-    return 4;
-}
-
-size_t rt_tok_utf8(const char *s, size_t n, int32_t *cp)
-{
-    const unsigned char *u = (const unsigned char *)s;
-    unsigned char low, high;
-    size_t want = utf8_lead(u[0], &low, &high);
-    if (want <= 1) {
-        *cp = want ? u[0] : RT_TOK_UTF8_BAD;
-        return 1;
-    }
-    int32_t value = u[0] & (0x7F >> want);
-    for (size_t i = 1; i < want; i++) {
-        if (i == n) {
-            *cp = RT_TOK_UTF8_SHORT;
-            return i;
-        }
-        if (u[i] < low || u[i] > high) {
-            *cp = RT_TOK_UTF8_BAD;
-            return i;
-        }
-        value = value << 6 | (u[i] & 0x3F);
-        low = 0x80;
-        high = 0xBF;
-    }
-    *cp = value;
-    return want;
-}
 
 int32_t rt_tok_proxy(int32_t cp)
 {

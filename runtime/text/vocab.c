@@ -28,7 +28,7 @@ static bool decode(const char *text, size_t len, char *out, size_t *out_len)
     size_t n = 0;
     for (size_t i = 0; i < len;) {
         int32_t cp;
-        i += rt_tok_utf8(text + i, len - i, &cp);
+        i += rt_utf8_next(text + i, len - i, &cp);
         int byte = cp < 0 ? -1 : alphabet_byte(cp);
         if (byte < 0)
             return false;
