@@ -3,9 +3,11 @@
 
 #include "launcher/hash.h"
 #include "runtime/base/json.h"
+#include "runtime/base/utf8.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 enum { ID_MAX = 48 };
@@ -74,8 +76,15 @@ rt_status app_batch_record_answer(const app_batch_key *key, const rt_result *res
 rt_status app_batch_record_error(const app_batch_key *key, int status, const char *message,
                                  rt_str *out)
 {
-    json_t *body =
-        json_pack("{s:{s:s, s:s, s:n, s:n}}", "error", "message", message, "type",
-                  status < 500 ? "invalid_request_error" : "server_error", "param", "code");
-    return append_record(key, status, body, out);
+    const char *type = status < 500 ? "invalid_request_error" : "server_error";
+    rt_str text = {0};
+    size_t rest;
+    rt_status done = rt_utf8_append(&text, message, strlen(message), &rest);
+    if (done == RT_OK)
+        done = append_record(key, status,
+                             json_pack("{s:{s:s, s:s, s:n, s:n}}", "error", "message", text.data,
+                                       "type", type, "param", "code"),
+                             out);
+    rt_str_free(&text);
+    return done;
 }

@@ -20,7 +20,8 @@ typedef struct app_batch_key {
 
 // Both append to `out`.
 rt_status app_batch_record_answer(const app_batch_key *key, const rt_result *result, rt_str *out);
-// `status` as in HTTP: 400, or 500 where it was not the request's fault.
+// `status` as in HTTP: 400, or 500 where it was not the request's fault. `message` may quote a
+// text that was cut within a character.
 rt_status app_batch_record_error(const app_batch_key *key, int status, const char *message,
                                  rt_str *out);
 

@@ -415,6 +415,10 @@ static void test_long_line(void **state)
     "{\"custom_id\": \"" id                                                                        \
     "\", \"method\": \"POST\", \"url\": \"/v1/completions\", \"body\": " body "}"
 
+// Of 104 bytes, two a letter: the message quotes 100, and a letter's first byte behind an x.
+#define HALF "éééééééééééééééééééééééééé"
+#define ACCENTS HALF HALF
+
 static void test_bad_lines(void **state)
 {
     (void)state;
@@ -432,6 +436,7 @@ static void test_bad_lines(void **state)
         {ENVELOPE("d", "{\"prompt\": [5, 96]}"), 400, "the vocabulary has 96"},
         {ENVELOPE("e", "{\"prompt\": \"text\"}"), 400, "tokenizer.json: not found"},
         {ENVELOPE("f", "{\"prompt\": [5], \"temperature\": \"hot\"}"), 400, "temperature"},
+        {ENVELOPE("cut", "{\"prompt\": [5], \"model\": \"x" ACCENTS "\"}"), 400, "' is not here"},
         {ENVELOPE("g", "7"), 400, "'body' is not an object"},
         {ENVELOPE("h", "{\"prompt\": [5, 6]}"), 200, ""},
     };

@@ -271,6 +271,12 @@ static void test_records(void **state)
         json_string_value(at(at(at(at(error, "response"), "body"), "error"), "message")),
         "too \"long\"");
     json_decref(error);
+    assert_ok(app_batch_record_error(&key, 400, "'\xC3\xA9\xC3' is not here", &text));
+    error = parse(&text);
+    assert_string_equal(
+        json_string_value(at(at(at(at(error, "response"), "body"), "error"), "message")),
+        "'\xC3\xA9\xEF\xBF\xBD' is not here");
+    json_decref(error);
     key = (app_batch_key){1, 3, NULL, MODEL, false, false};
     assert_ok(app_batch_record_answer(&key, &result, &text));
     json_t *other = parse(&text);
