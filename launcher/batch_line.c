@@ -8,6 +8,8 @@
 
 static const char NAME[] = "request";
 
+enum { ID_BYTES_MAX = 64 << 10 }; // its record, where it may take 6 times as many, is to be a line
+
 static rt_status check_keys(const json_t *object, const char *const *known)
 {
     const char *key;
@@ -20,6 +22,17 @@ static rt_status check_keys(const json_t *object, const char *const *known)
         if (!known[i])
             return RT_FAIL(RT_ERR_FORMAT, "%s: unknown key '%.100s'", NAME, key);
     }
+    return RT_OK;
+}
+
+static rt_status read_custom_id(app_batch_line *line)
+{
+    const char *id;
+    RT_TRY(rt_json_str(line->root, "custom_id", NAME, true, &id));
+    if (strlen(id) > ID_BYTES_MAX)
+        return RT_FAIL(RT_ERR_FORMAT, "%s: 'custom_id' has %zu bytes, at most %d are taken", NAME,
+                       strlen(id), ID_BYTES_MAX);
+    line->custom_id = id;
     return RT_OK;
 }
 
@@ -43,7 +56,7 @@ rt_status app_batch_line_open(const char *text, size_t len, app_batch_line *out)
     static const char *const keys[] = {"custom_id", "method", "url", "body", NULL};
     *out = (app_batch_line){0};
     RT_TRY(rt_json_parse(text, len, NAME, &out->root));
-    RT_TRY(rt_json_str(out->root, "custom_id", NAME, true, &out->custom_id));
+    RT_TRY(read_custom_id(out));
     RT_TRY(check_keys(out->root, keys));
     RT_TRY(read_url(out));
     out->body = json_object_get(out->root, "body");

@@ -13,7 +13,7 @@
 
 typedef struct app_batch_line {
     json_t *root;          // owns the texts
-    const char *custom_id; // NULL: there is none
+    const char *custom_id; // NULL: none that a record could name
     const json_t *body;
     bool chat; // the url
 } app_batch_line;

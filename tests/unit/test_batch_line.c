@@ -175,6 +175,23 @@ static void test_bad_envelopes(void **state)
     }
 }
 
+static void test_long_id(void **state)
+{
+    (void)state;
+    enum { MOST = 64 << 10 };
+    static char text[MOST + 64] = "{\"custom_id\": \"";
+    const size_t start = strlen(text);
+    for (int more = 0; more < 2; more++) {
+        app_batch_line line;
+        memset(text + start, 'a', MOST + 1);
+        memcpy(text + start + MOST + more, "\"}", 3);
+        assert_fails(app_batch_line_open(text, strlen(text), &line), RT_ERR_FORMAT, "request",
+                     more ? "'custom_id' has 65537 bytes, at most 65536" : "'method' is missing");
+        assert_int_equal(line.custom_id == NULL, more);
+        app_batch_line_close(&line);
+    }
+}
+
 static double need_of(const char *url, const char *body)
 {
     app_batch_line line;
@@ -294,7 +311,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_chat),       cmocka_unit_test(test_text),
         cmocka_unit_test(test_bad_bodies), cmocka_unit_test(test_bad_envelopes),
-        cmocka_unit_test(test_outlook),    cmocka_unit_test(test_records),
+        cmocka_unit_test(test_long_id),    cmocka_unit_test(test_outlook),
+        cmocka_unit_test(test_records),
     };
     return cmocka_run_group_tests_name("batch_line", tests, NULL, NULL);
 }
