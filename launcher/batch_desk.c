@@ -111,24 +111,23 @@ static rt_status refuse(app_desk *d, uint64_t line, const char *custom_id, int s
     return done;
 }
 
-static rt_status check_custom_id(app_desk *d, const app_batch_line *line)
+// An id is taken by a line that is wrong, too.
+static rt_status take_custom_id(app_desk *d, const char *id, bool *known)
 {
-    bool known;
-    const char *id = line->custom_id;
-    RT_TRY(app_id_set_add(d->ids, app_hash(APP_HASH_START, id, strlen(id)), &known));
-    if (known)
-        return RT_FAIL(RT_ERR_INVALID, "custom_id '%.100s' was there before", id);
-    return RT_OK;
+    *known = false;
+    return id ? app_id_set_add(d->ids, app_hash(APP_HASH_START, id, strlen(id)), known) : RT_OK;
 }
 
 // The line goes to the window, or to the journal with what is wrong with it.
 static rt_status consider(app_desk *d, const app_line *in, const app_batch_line *line,
                           rt_status status)
 {
-    if (status == RT_OK)
-        status = check_custom_id(d, line);
+    bool known;
     if (status == RT_ERR_NOMEM)
         return status;
+    RT_TRY(take_custom_id(d, line->custom_id, &known));
+    if (status == RT_OK && known)
+        status = RT_FAIL(RT_ERR_INVALID, "custom_id '%.100s' was there before", line->custom_id);
     if (app_journal_has(d->journal, in->number))
         return RT_OK;
     if (status != RT_OK)

@@ -438,6 +438,7 @@ static void test_bad_lines(void **state)
         {ENVELOPE("f", "{\"prompt\": [5], \"temperature\": \"hot\"}"), 400, "temperature"},
         {ENVELOPE("cut", "{\"prompt\": [5], \"model\": \"x" ACCENTS "\"}"), 400, "' is not here"},
         {ENVELOPE("g", "7"), 400, "'body' is not an object"},
+        {ENVELOPE("g", "{\"prompt\": [5, 6]}"), 400, "custom_id 'g' was there before"},
         {ENVELOPE("h", "{\"prompt\": [5, 6]}"), 200, ""},
     };
     enum { CASES = sizeof cases / sizeof cases[0], TOO_LONG = 128 };
