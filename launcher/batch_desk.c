@@ -22,7 +22,10 @@
 
 static const double SYNC_SECONDS = 1;
 
-enum { LOSSES_MAX = 2 }; // groups that may be lost with a request: it may be what ends them
+enum {
+    LOSSES_MAX = 2, // groups that may be lost with a request: it may be what ends them
+    LINES_A_TURN = 4096,
+};
 
 typedef struct app_items { // zero-initialise
     app_item *at;
@@ -164,9 +167,11 @@ static rt_status read_line(app_desk *d)
     return status;
 }
 
+// Lines that are wrong, or have their results, never fill the window: letters, signals and the
+// leader on this rank are not to wait until there is another one.
 static rt_status look_ahead(app_desk *d)
 {
-    while (!d->input_over && d->window.count < APP_WINDOW)
+    for (int i = 0; i < LINES_A_TURN && !d->input_over && d->window.count < APP_WINDOW; i++)
         RT_TRY(read_line(d));
     return RT_OK;
 }

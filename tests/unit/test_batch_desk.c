@@ -8,7 +8,7 @@
 
 #include <unistd.h>
 
-enum { GROUPS = 3, LINES = 4 }; // groups of one rank
+enum { GROUPS = 3, LINES = 4, BAD = 10000 }; // groups of one rank
 
 static test_dir dir;
 static atomic_bool lost[GROUPS];
@@ -55,7 +55,16 @@ typedef struct job {
     app_desk *desk;
 } job;
 
-static int make_job(void **state)
+static void write_line(FILE *file, int i)
+{
+    fprintf(file,
+            "{\"custom_id\": \"id-%d\", \"method\": \"POST\", \"url\": \"/v1/completions\", "
+            "\"body\": {\"prompt\": [1], \"max_tokens\": %d}}\n",
+            i, i == 1 ? 99 : 10 - i); // the second is the longest
+}
+
+// `bad` lines that are wrong go before the others.
+static int begin_job(void **state, int bad)
 {
     static job j;
     dir = test_dir_new();
@@ -66,11 +75,10 @@ static int make_job(void **state)
     j.args.output = strdup(test_path(&dir, "out"));
     j.args.input = strdup(test_path(&dir, "in"));
     FILE *file = fopen(j.args.input, "w");
-    for (int i = 0; i < LINES; i++) // the second is the longest
-        fprintf(file,
-                "{\"custom_id\": \"id-%d\", \"method\": \"POST\", \"url\": \"/v1/completions\", "
-                "\"body\": {\"prompt\": [1], \"max_tokens\": %d}}\n",
-                i, i == 1 ? 99 : 10 - i);
+    for (int i = 0; i < bad; i++)
+        fprintf(file, "{}\n");
+    for (int i = 0; i < LINES; i++)
+        write_line(file, i);
     fclose(file);
     memset(given, 0, sizeof given);
     memset(count, 0, sizeof count);
@@ -81,6 +89,16 @@ static int make_job(void **state)
     app_desk_begin(j.desk);
     *state = &j;
     return 0;
+}
+
+static int make_job(void **state)
+{
+    return begin_job(state, 0);
+}
+
+static int make_bad_job(void **state)
+{
+    return begin_job(state, BAD);
 }
 
 static int drop_job(void **state)
@@ -208,6 +226,18 @@ static void test_lost(void **state)
     assert_null(strstr(text, "{\"answer\":1}"));
 }
 
+// However many lines need no rank, a turn is short.
+static void test_bad_lines(void **state)
+{
+    job *j = *state;
+    int turns = 0;
+    want(j, 0, 1);
+    for (; count[0] == 0; turns++)
+        assert_false(turn(j));
+    assert_in_range(turns, 2, BAD / 1000);
+    assert_int_equal(given[0][0], BAD + 1);
+}
+
 static void test_all_lost(void **state)
 {
     job *j = *state;
@@ -222,6 +252,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_handed_out, make_job, drop_job),
         cmocka_unit_test_setup_teardown(test_lost, make_job, drop_job),
+        cmocka_unit_test_setup_teardown(test_bad_lines, make_bad_job, drop_job),
         cmocka_unit_test_setup_teardown(test_all_lost, make_job, drop_job),
     };
     return cmocka_run_group_tests_name("batch_desk", tests, NULL, NULL);
