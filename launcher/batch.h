@@ -56,8 +56,8 @@ void app_batch_print_command(FILE *to);
 // ---- rank 0: status
 
 typedef struct app_batch_counts {
-    uint64_t lines;               // requests of the input
-    uint64_t done, kept, refused; // all that are done; by earlier runs; with an error
+    uint64_t lines;              // requests of the input
+    uint64_t done, kept, failed; // all that are done; by earlier runs; with an error
     uint64_t prompt_tokens, shared_tokens, completion_tokens, forwards; // of this run
     double prefix_read, prefix_total;
     uint64_t running, pages, pages_used; // now, over all groups

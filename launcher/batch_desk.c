@@ -92,13 +92,6 @@ static bool drop_item(app_items *l, uint64_t line)
 
 // ---- the input -----------------------------------------------------------------------------
 
-static rt_status add_result(app_desk *d, uint64_t line, const char *text, size_t len, bool error)
-{
-    RT_TRY(app_journal_add(d->journal, line, text, len));
-    d->counts.refused += error;
-    return RT_OK;
-}
-
 static rt_status refuse(app_desk *d, uint64_t line, const char *custom_id, int status,
                         const char *cause)
 {
@@ -108,7 +101,7 @@ static rt_status refuse(app_desk *d, uint64_t line, const char *custom_id, int s
     if (done == RT_OK)
         done = app_batch_record_error(&key, status, message.data, &text);
     if (done == RT_OK)
-        done = add_result(d, line, text.data, text.len, true);
+        done = app_journal_add(d->journal, line, text.data, text.len);
     rt_str_free(&message);
     rt_str_free(&text);
     return done;
@@ -251,7 +244,7 @@ static rt_status take_record(app_desk *d, desk_group *g, const Pb__BatchRecord *
     d->counts.forwards += r->forwards;
     d->counts.prefix_read += r->prefix_read;
     d->counts.prefix_total += r->prefix_total;
-    return add_result(d, r->line, (const char *)r->text.data, r->text.len, r->status != 200);
+    return app_journal_add(d->journal, r->line, (const char *)r->text.data, r->text.len);
 }
 
 rt_status app_desk_take(app_desk *d, int from, const Pb__BatchLetter *letter)
@@ -342,6 +335,7 @@ static rt_status tell(app_desk *d, bool last)
 {
     app_batch_counts *n = &d->counts;
     n->done = app_journal_count(d->journal);
+    n->failed = app_journal_errors(d->journal);
     n->running = n->pages = n->pages_used = 0;
     n->groups_lost = 0;
     for (int i = 0; i < d->group_count; i++) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launcher/batch_journal.h"
 
+#include "launcher/batch_record.h"
 #include "launcher/hash.h"
 #include "launcher/lines.h"
 #include "launcher/options.h"
@@ -37,6 +38,7 @@ struct app_journal {
     rt_str waiting;        // to be written
     double since;          // when the oldest came of what is not on the disk
     uint64_t count, added; // results on the disk; with those that are not yet
+    uint64_t errors;       // of `added`
 };
 
 static rt_status io_failed(const char *path, const char *what)
@@ -171,6 +173,7 @@ static void take_result(app_journal *j, const app_line *line)
                j->path, line->number + 1);
     } else if (j->places[number].len == 0) {
         j->places[number] = (place){line->offset + (size_t)(text - line->text), len};
+        j->errors += app_batch_record_is_error(text, len);
         j->count++;
     }
 }
@@ -296,6 +299,11 @@ uint64_t app_journal_count(const app_journal *j)
     return j->count;
 }
 
+uint64_t app_journal_errors(const app_journal *j)
+{
+    return j->errors;
+}
+
 rt_status app_journal_add(app_journal *j, uint64_t line, const char *text, size_t len)
 {
     RT_CHECK_ARG(line < j->lines && len > 0 && !memchr(text, '\n', len));
@@ -316,6 +324,7 @@ rt_status app_journal_add(app_journal *j, uint64_t line, const char *text, size_
         return status;
     }
     j->places[line] = (place){offset, len};
+    j->errors += app_batch_record_is_error(text, len);
     j->added++;
     return RT_OK;
 }

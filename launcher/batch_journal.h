@@ -35,7 +35,8 @@ rt_status app_journal_add(app_journal *journal, uint64_t line, const char *text,
 // Writes what was added, which then outlives this process, and puts it on the disk, where it
 // outlives a loss of power, when the oldest of it has waited for `age` seconds.
 rt_status app_journal_sync(app_journal *journal, double age);
-uint64_t app_journal_count(const app_journal *journal); // results that are on the disk
+uint64_t app_journal_count(const app_journal *journal);  // results that are on the disk
+uint64_t app_journal_errors(const app_journal *journal); // records of errors, of all runs
 
 // Syncs, then replaces `output` in one step by the results: in the order of the input, or
 // that of their completion. No result can be added after it.

@@ -67,7 +67,6 @@ static rt_status post_error(app_leader *l, const ask *a, int status, const char 
     rt_str text = {0};
     const app_batch_key key = key_of(l, a);
     record.line = a->line;
-    record.status = (uint32_t)status;
     rt_status done = app_batch_record_error(&key, status, message, &text);
     if (done == RT_OK)
         done = post_record(l, &record, &text);
@@ -82,7 +81,6 @@ static rt_status post_answer(app_leader *l, const ask *a, const rt_result *resul
     const app_batch_key key = key_of(l, a);
     const rt_stats *st = &result->stats;
     record.line = a->line;
-    record.status = 200;
     record.prompt_tokens = (uint32_t)result->prompt_tokens;
     record.completion_tokens = (uint32_t)result->completion_tokens;
     record.forwards = (uint32_t)st->forwards;

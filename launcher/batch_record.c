@@ -88,3 +88,10 @@ rt_status app_batch_record_error(const app_batch_key *key, int status, const cha
     rt_str_free(&text);
     return done;
 }
+
+// The mark cannot be in a text: its quotes would be escaped.
+bool app_batch_record_is_error(const char *record, size_t len)
+{
+    static const char mark[] = "\"response\":{\"status_code\":200,";
+    return !memmem(record, len, mark, sizeof mark - 1);
+}

@@ -6,6 +6,7 @@
 #include "runtime/base/str.h"
 #include "runtime/engine/engine.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 // Which request a record is of. Its ids follow from the job and the line: a request that is
@@ -24,5 +25,7 @@ rt_status app_batch_record_answer(const app_batch_key *key, const rt_result *res
 // text that was cut within a character.
 rt_status app_batch_record_error(const app_batch_key *key, int status, const char *message,
                                  rt_str *out);
+// Whether a record says that its request failed.
+bool app_batch_record_is_error(const char *record, size_t len);
 
 #endif

@@ -27,8 +27,8 @@ static rt_status describe(const app_batch_counts *n, double elapsed, bool last, 
 {
     const double made = (double)(n->done - n->kept);
     RT_TRY(rt_str_printf(out, "%" PRIu64 " of %" PRIu64 " done", n->done, n->lines));
-    if (n->refused)
-        RT_TRY(rt_str_printf(out, " (%" PRIu64 " with an error)", n->refused));
+    if (n->failed)
+        RT_TRY(rt_str_printf(out, " (%" PRIu64 " with an error)", n->failed));
     RT_TRY(rt_str_printf(out, ", %.1f tokens/s, %.2f tokens per forward, density %.2f",
                          ratio((double)n->completion_tokens, elapsed, 0),
                          ratio((double)n->completion_tokens, (double)n->forwards, 0),
@@ -84,8 +84,7 @@ static rt_status list(const app_batch_counts *n, rt_str *out)
     } rows[] = {
         {"requests", "gauge", "Requests of the input.", (double)n->lines},
         {"requests_done", "gauge", "Requests with a result on disk.", (double)n->done},
-        {"requests_failed", "gauge", "Of them, those with an error since the start.",
-         (double)n->refused},
+        {"requests_failed", "gauge", "Of them, those with an error.", (double)n->failed},
         {"requests_running", "gauge", "Requests that run now.", (double)n->running},
         {"prompt_tokens_total", "counter", "Tokens of the prompts answered since the start.",
          (double)n->prompt_tokens},

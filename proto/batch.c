@@ -22,7 +22,6 @@ static rt_status check_record(const Pb__BatchRecord *r)
 {
     RT_TRY(pb_check_known("record", &r->base));
     RT_TRY(pb_check_int("record.text length", r->text.len, 1, PB_LINE_MAX));
-    RT_TRY(pb_check_int("record.status", r->status, 200, 599));
     RT_TRY(pb_check_int("record.prompt_tokens", r->prompt_tokens, 0, PB_TOKENS_MAX));
     RT_TRY(pb_check_int("record.completion_tokens", r->completion_tokens, 0, PB_TOKENS_MAX));
     RT_TRY(pb_check_int("record.shared_tokens", r->shared_tokens, 0, r->prompt_tokens));

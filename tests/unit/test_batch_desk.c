@@ -147,7 +147,6 @@ static rt_status answer(job *j, int group, uint64_t line)
     Pb__BatchRecord record = PB__BATCH_RECORD__INIT;
     Pb__BatchLetter letter = PB__BATCH_LETTER__INIT;
     record.line = line;
-    record.status = 200;
     record.text.data = (uint8_t *)text;
     record.text.len = strlen(text);
     letter.record = &record;

@@ -96,6 +96,26 @@ static void test_counts(void **state)
     app_journal_close(j);
 }
 
+// Records of errors count, also those of earlier runs; a record may quote another one.
+static void test_errors(void **state)
+{
+    (void)state;
+    static const char *const records[] = {
+        "{\"custom_id\":\"a\",\"response\":{\"status_code\":200,\"body\":{}}}",
+        "{\"custom_id\":\"\\\"response\\\":{\\\"status_code\\\":200,\","
+        "\"response\":{\"status_code\":400,\"body\":{}}}",
+        "{\"custom_id\":null,\"response\":{\"status_code\":500,\"body\":{}}}"};
+    unlink(path());
+    for (uint64_t i = 0; i < 3; i++) {
+        app_journal *j = reopen(true);
+        assert_int_equal(app_journal_errors(j), i > 1);
+        assert_ok(app_journal_add(j, i, records[i], strlen(records[i])));
+        assert_int_equal(app_journal_errors(j), i);
+        assert_ok(app_journal_sync(j, 0));
+        app_journal_close(j);
+    }
+}
+
 static void test_output(void **state)
 {
     (void)state;
@@ -314,10 +334,11 @@ static void test_full(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_counts),     cmocka_unit_test(test_output),
-        cmocka_unit_test(test_cut),        cmocka_unit_test(test_damaged),
-        cmocka_unit_test(test_lost_pages), cmocka_unit_test(test_zeros_at_end),
-        cmocka_unit_test(test_refused),    cmocka_unit_test(test_full),
+        cmocka_unit_test(test_counts),       cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_output),       cmocka_unit_test(test_cut),
+        cmocka_unit_test(test_damaged),      cmocka_unit_test(test_lost_pages),
+        cmocka_unit_test(test_zeros_at_end), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_full),
     };
     return cmocka_run_group_tests_name("batch_journal", tests, make_dir, remove_dir);
 }
