@@ -10,6 +10,7 @@
 //   batch_leader.c  a leader: lines -> requests of its engine -> records
 //   batch_job.c     what the job is
 //   batch_run.c     every rank: from the options to the end
+//   batch_serve.c   every rank: while its engine is open
 //   batch_status.c  rank 0: progress and metrics
 #ifndef LAUNCHER_BATCH_H
 #define LAUNCHER_BATCH_H
@@ -111,6 +112,17 @@ rt_status app_leader_take(app_leader *leader, const Pb__BatchLetter *letter);
 // One forward, if there is anything to do, and the pulse. *idle: there was not.
 rt_status app_leader_turn(app_leader *leader, bool *idle);
 bool app_leader_is_closed(const app_leader *leader); // by the order
+
+// ---- every rank
+
+typedef struct app_batch_rank {
+    comm *world, *group; // the same when there is one group
+    app_desk *desk;      // of rank 0
+} app_batch_rank;
+
+// Until the leaders are told to close.
+rt_status app_batch_serve(const app_batch_rank *at, rt_engine *e, const app_batch_args *args,
+                          const app_batch_job *job);
 
 // Packs a letter and posts it.
 rt_status app_batch_post(comm *c, int to, const Pb__BatchLetter *letter);

@@ -6,7 +6,6 @@
 // ends with the same one. Rank 0 alone prints; an error is one line.
 #include "launcher/app.h"
 
-#include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
 
@@ -17,7 +16,6 @@
 
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_SIGNAL = 128 };
 #define SIGNAL_SECONDS 2.0 // for an orderly end after a signal
-#define ABANDON_GRACE 0.5  // seconds that rank 0 is given to report a common cause first
 
 static const app_command *const commands[] = {
     &app_cmd_generate, &app_cmd_batch,    &app_cmd_eval,   &app_cmd_info,
@@ -81,19 +79,6 @@ static int usage_error(const char *command)
 }
 
 // ---- running ---------------------------------------------------------------------
-
-rt_status app_abandon(comm *c, rt_status status)
-{
-    if (comm_ranks(c) == 1)
-        return status;
-    // A cause that all ranks share is reported by rank 0, which then ends the others.
-    if (comm_rank(c) != 0)
-        rt_clock_sleep(ABANDON_GRACE);
-    if (comm_rank(c) == 0 || !app_signal())
-        fprintf(stderr, "losa: rank %d: %s\n", comm_rank(c), rt_last_error());
-    comm_abort(c);
-    return status;
-}
 
 static int exit_status(const app_command *cmd, rt_status status)
 {
