@@ -5,6 +5,7 @@
 #include "launcher/hash.h"
 #include "launcher/lines.h"
 #include "launcher/options.h"
+#include "launcher/result_file.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/json.h"
 #include "runtime/base/log.h"
@@ -18,7 +19,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 enum { LINE_MAX_BYTES = 16 << 20, HASH_DIGITS = 16, PREFIX_MAX = 48 };
@@ -58,20 +58,6 @@ static rt_status sync_folder(const char *path)
     const rt_status status = done ? RT_OK : io_failed(path, "write its folder");
     close(fd);
     return status;
-}
-
-static rt_status write_all(int fd, const char *path, const char *bytes, size_t len)
-{
-    while (len > 0) {
-        const ssize_t n = write(fd, bytes, len);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return io_failed(path, "write");
-        bytes += n;
-        len -= (size_t)n;
-    }
-    return RT_OK;
 }
 
 // ---- the first line --------------------------------------------------------------------
@@ -211,8 +197,8 @@ static rt_status prepare(app_journal *j, const rt_str *head)
     if (ftruncate(j->fd, (off_t)j->size) != 0)
         return io_failed(j->path, "cut off half a line");
     if (j->size == 0) {
-        RT_TRY(write_all(j->fd, j->path, head->data, head->len));
-        RT_TRY(write_all(j->fd, j->path, "\n", 1));
+        RT_TRY(app_result_file_add(j->fd, j->path, head->data, head->len));
+        RT_TRY(app_result_file_add(j->fd, j->path, "\n", 1));
         j->size = head->len + 1;
     }
     if (fsync(j->fd) != 0)
@@ -238,21 +224,10 @@ static rt_status take_over(app_journal *j, const app_job *job, bool resume, cons
     return prepare(j, head);
 }
 
-// Where the file system has no locks, nothing keeps two jobs apart.
-static rt_status lock(const app_journal *j)
-{
-    if (flock(j->fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK)
-        return RT_OK;
-    return RT_FAIL(RT_ERR_INVALID, "%s: another losa batch writes to it", j->path);
-}
-
 static rt_status open_file(app_journal *j, const app_job *job, bool resume)
 {
-    j->fd = open(j->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-    if (j->fd < 0)
-        return io_failed(j->path, "open");
-    RT_TRY(lock(j));
     rt_str head = {0};
+    RT_TRY(app_result_file_open(j->path, &j->fd));
     rt_status status = describe(job, &head);
     if (status == RT_OK)
         status = take_over(j, job, resume, &head);
@@ -331,7 +306,7 @@ rt_status app_journal_add(app_journal *j, uint64_t line, const char *text, size_
 
 static rt_status write_waiting(app_journal *j)
 {
-    const rt_status status = write_all(j->fd, j->path, j->waiting.data, j->waiting.len);
+    const rt_status status = app_result_file_add(j->fd, j->path, j->waiting.data, j->waiting.len);
     // The message is out; half a line that stays is dropped by whoever resumes.
     if (status != RT_OK && ftruncate(j->fd, (off_t)j->size) != 0)
         rt_log(RT_LOG_DEBUG, "%s: half a line stays", j->path);

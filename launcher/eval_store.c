@@ -2,13 +2,13 @@
 #include "launcher/eval_store.h"
 
 #include "launcher/options.h"
+#include "launcher/result_file.h"
 #include "runtime/base/file.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
 #include "runtime/base/str.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -124,20 +124,6 @@ static rt_status take_lines(app_store *s, const char *text, size_t len, const js
 
 // ---- writing ---------------------------------------------------------------------------
 
-static rt_status write_all(const app_store *s, const char *bytes, size_t len)
-{
-    while (len > 0) {
-        const ssize_t n = write(s->fd, bytes, len);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return io_failed(s, "write");
-        bytes += n;
-        len -= (size_t)n;
-    }
-    return fsync(s->fd) == 0 ? RT_OK : io_failed(s, "write");
-}
-
 static rt_status write_line(const app_store *s, const json_t *value)
 {
     char *text = json_dumps(value, JSON_COMPACT | JSON_REAL_PRECISION(DIGITS));
@@ -146,7 +132,9 @@ static rt_status write_line(const app_store *s, const json_t *value)
     rt_str line = {0};
     rt_status status = rt_str_printf(&line, "%s\n", text);
     if (status == RT_OK)
-        status = write_all(s, line.data, line.len);
+        status = app_result_file_add(s->fd, s->path, line.data, line.len);
+    if (status == RT_OK && fsync(s->fd) != 0)
+        status = io_failed(s, "write");
     rt_str_free(&line);
     free(text);
     return status;
@@ -194,10 +182,8 @@ static rt_status resume(app_store *s, const json_t *head)
 
 static rt_status open_file(app_store *s, const app_setting *setting)
 {
-    s->fd = open(s->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-    if (s->fd < 0)
-        return io_failed(s, "open");
     json_t *head;
+    RT_TRY(app_result_file_open(s->path, &s->fd));
     RT_TRY(make_head(setting, &head));
     const rt_status status = resume(s, head);
     json_decref(head);

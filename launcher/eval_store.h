@@ -17,7 +17,7 @@ typedef struct app_setting {
 
 typedef struct app_store app_store;
 
-// `path` NULL: in memory only. The file is made when there is none.
+// `path` NULL: in memory only. The file is made when there is none. One process at a time.
 rt_status app_store_open(const char *path, const app_setting *setting, app_store **out);
 void app_store_close(app_store *store);
 // NULL: not finished. Borrowed.

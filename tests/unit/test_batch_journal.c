@@ -298,7 +298,7 @@ static void test_refused(void **state)
                  "made with other options: 'dense', now 'sparse'");
     j = reopen(true);
     assert_fails(app_journal_open(path(), &job, true, &second), RT_ERR_INVALID, path(),
-                 "another losa batch");
+                 "another losa writes to it");
     assert_fails(app_journal_add(j, LINES, "x", 1), RT_ERR_INVALID, "app_journal_add", "lines");
     app_journal_close(j);
 

@@ -131,6 +131,12 @@ static void test_foreign_files(void **state)
         assert_fails(app_store_open(path, &cases[i].setting, &s), RT_ERR_INVALID, path,
                      cases[i].cause);
 
+    // Nor is one that another process has.
+    app_store *first = open_store(path, &setting);
+    assert_fails(app_store_open(path, &setting, &s), RT_ERR_INVALID, path,
+                 "another losa writes to it");
+    app_store_close(first);
+
     // What is not ours stays as it is.
     static const char *const texts[] = {"precious", "{\"id\":\"a\"}\n", "{\"losa_evil\":1}\n"};
     for (size_t i = 0; i < 3; i++) {
