@@ -95,7 +95,7 @@ static bool is_begun_by_us(const app_line *line)
     return at == line->len;
 }
 
-static rt_status check_head(const app_journal *j, const app_line *line, const rt_str *want)
+static rt_status check_head(const app_journal *j, const rt_str *had, const rt_str *want)
 {
     static const struct {
         const char *key, *what;
@@ -105,7 +105,7 @@ static rt_status check_head(const app_journal *j, const app_line *line, const rt
                  {"model", "of another model"},
                  {"options", "made with other options"}};
     json_t *got, *now = NULL;
-    RT_TRY(rt_json_parse(line->text, line->len, j->path, &got));
+    RT_TRY(rt_json_parse(had->data, had->len, j->path, &got));
     rt_status status = rt_json_parse(want->data, want->len, j->path, &now);
     for (size_t i = 0; status == RT_OK && i < sizeof parts / sizeof parts[0]; i++) {
         const json_t *a = json_object_get(got, parts[i].key);
@@ -148,13 +148,17 @@ static bool parse_result(const app_line *line, uint64_t *number, const char **te
     return *len > 0 && hash_of(*number, *text, *len) == hash;
 }
 
-static void take_result(app_journal *j, const app_line *line)
+// The head binds as soon as there is a result: one job's are not another one's.
+static rt_status take_result(app_journal *j, const app_line *line, const rt_str *had,
+                             const rt_str *want)
 {
     uint64_t number;
     const char *text;
     size_t len;
-    const bool whole = parse_result(line, &number, &text, &len) && number < j->lines;
-    if (!whole) {
+    const bool whole = parse_result(line, &number, &text, &len);
+    if (whole && j->count == 0)
+        RT_TRY(check_head(j, had, want));
+    if (!whole || number >= j->lines) {
         rt_log(RT_LOG_WARN, "%s: line %" PRIu64 " is damaged: its request is answered again",
                j->path, line->number + 1);
     } else if (j->places[number].len == 0) {
@@ -162,12 +166,29 @@ static void take_result(app_journal *j, const app_line *line)
         j->errors += app_batch_record_is_error(text, len);
         j->count++;
     }
+    return RT_OK;
 }
 
-static rt_status read_lines(app_journal *j, app_lines *lines, const rt_str *head)
+// j->size: where more can follow; 0: there is no result, and the file begins anew.
+static rt_status take_results(app_journal *j, app_lines *lines, const rt_str *had,
+                              const rt_str *want)
+{
+    for (;;) {
+        app_line line;
+        bool more;
+        RT_TRY(app_lines_next(lines, &line, &more));
+        if (!more || !line.ended)
+            return RT_OK;
+        RT_TRY(take_result(j, &line, had, want));
+        j->size = j->count > 0 ? line.offset + line.len + 1 : 0;
+    }
+}
+
+static rt_status read_lines(app_journal *j, app_lines *lines, const rt_str *want)
 {
     app_line line;
     bool more;
+    rt_str had = {0};
     RT_TRY(app_lines_next(lines, &line, &more));
     if (!more)
         return RT_OK;
@@ -175,14 +196,11 @@ static rt_status read_lines(app_journal *j, app_lines *lines, const rt_str *head
         return not_ours(j);
     if (!line.ended)
         return RT_OK;
-    RT_TRY(check_head(j, &line, head));
-    for (;;) {
-        j->size = line.offset + line.len + 1;
-        RT_TRY(app_lines_next(lines, &line, &more));
-        if (!more || !line.ended)
-            return RT_OK;
-        take_result(j, &line);
-    }
+    rt_status status = rt_str_append(&had, line.text, line.len);
+    if (status == RT_OK)
+        status = take_results(j, lines, &had, want);
+    rt_str_free(&had);
+    return status;
 }
 
 // ---- opening ---------------------------------------------------------------------------

@@ -24,8 +24,8 @@ typedef struct app_job {
 
 typedef struct app_journal app_journal;
 
-// Makes the file, or takes over what an earlier run left in it: that run must have been of
-// the same job, and `resume` is to be true if it finished anything. One process at a time.
+// Makes the file, or takes over what an earlier run left in it: if it finished anything, that
+// run must have been of the same job, and `resume` is to be true. One process at a time.
 rt_status app_journal_open(const char *path, const app_job *job, bool resume, app_journal **out);
 void app_journal_close(app_journal *journal);
 

@@ -162,20 +162,29 @@ static rt_status check_start(const app_store *s, const char *text, size_t len)
     return RT_FAIL(RT_ERR_INVALID, "%s: not results of losa eval", s->path);
 }
 
-// Takes over what an earlier run left, and cuts off half a line.
+// Whether a line follows the first one.
+static bool has_results(const char *text, size_t len)
+{
+    const char *end = memchr(text, '\n', len);
+    return end && memchr(end + 1, '\n', len - (size_t)(end + 1 - text));
+}
+
+// Takes over what an earlier run left, and cuts off half a line. Without a result the file
+// begins anew, for these documents and options.
 static rt_status resume(app_store *s, const json_t *head)
 {
     char *text;
-    size_t len, used;
+    size_t len, used = 0;
     RT_TRY(rt_file_read(s->path, FILE_BYTES_MAX, &text, &len));
+    const bool half = len > 0 && text[len - 1] != '\n';
     rt_status status = check_start(s, text, len);
-    if (status == RT_OK)
+    if (status == RT_OK && has_results(text, len))
         status = take_lines(s, text, len, head, &used);
     rt_free(text);
     RT_TRY(status);
     if (used < len && ftruncate(s->fd, (off_t)used) != 0)
         return io_failed(s, "cut off half a line");
-    if (used < len)
+    if (half)
         rt_log(RT_LOG_WARN, "%s: dropped half a line at its end", s->path);
     return used == 0 ? write_line(s, head) : RT_OK;
 }

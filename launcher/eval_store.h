@@ -2,8 +2,8 @@
 // The finished results of losa eval, by policy and document. With a file they outlive the
 // run: a line of JSON each, on the disk before the next one is added.
 //
-// The first line says what the results are of. A file of another model, other documents or
-// other options is refused. A last line that a crash cut short is dropped.
+// The first line says what the results are of. Results of another model, other documents or
+// other options are refused. A last line that a crash cut short is dropped.
 #ifndef LAUNCHER_EVAL_STORE_H
 #define LAUNCHER_EVAL_STORE_H
 

@@ -276,6 +276,35 @@ static void test_zeros_at_end(void **state)
     free(text);
 }
 
+// A journal without a result is any job's, also one with a damaged line or half a one.
+static void test_empty(void **state)
+{
+    (void)state;
+    app_journal *j;
+    app_job other = job;
+    other.options = "sparse";
+    make(NULL, 0);
+    static const char *const more[] = {"", "5 0123 {}\n", "5 01"};
+    for (int i = 0; i < 3; i++) {
+        FILE *file = fopen(path(), "a");
+        fputs(more[i], file);
+        fclose(file);
+        other.model = (uint64_t)i;
+        assert_ok(app_journal_open(path(), &other, false, &j));
+        assert_int_equal(app_journal_count(j), 0);
+        app_journal_close(j);
+    }
+    assert_ok(app_journal_open(path(), &other, false, &j)); // the head is the last one's
+    add(j, 4);
+    assert_ok(app_journal_sync(j, 0));
+    app_journal_close(j);
+    assert_ok(app_journal_open(path(), &other, true, &j));
+    assert_holds(j, "4");
+    app_journal_close(j);
+    assert_fails(app_journal_open(path(), &job, true, &j), RT_ERR_INVALID, path(),
+                 "of another model");
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -338,7 +367,7 @@ int main(void)
         cmocka_unit_test(test_output),       cmocka_unit_test(test_cut),
         cmocka_unit_test(test_damaged),      cmocka_unit_test(test_lost_pages),
         cmocka_unit_test(test_zeros_at_end), cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_full),
+        cmocka_unit_test(test_full),         cmocka_unit_test(test_empty),
     };
     return cmocka_run_group_tests_name("batch_journal", tests, make_dir, remove_dir);
 }

@@ -117,7 +117,11 @@ static void test_foreign_files(void **state)
     (void)state;
     const test_dir dir = test_dir_new();
     const char *path = test_path(&dir, "r.jsonl");
-    app_store_close(open_store(path, &setting));
+    static const app_setting none = {.model = 9, .data = 9, .options = "steps=9"};
+    app_store_close(open_store(path, &none)); // without a result it is nobody's
+    app_store *s = open_store(path, &setting);
+    add(s, "losa", "a", 1);
+    app_store_close(s);
     static const struct {
         app_setting setting;
         const char *cause;
@@ -126,7 +130,6 @@ static void test_foreign_files(void **state)
         {{.model = 1, .data = 3, .options = "steps=0"}, "other documents"},
         {{.model = 1, .data = 2, .options = "steps=4"}, "'steps=0', now 'steps=4'"},
     };
-    app_store *s;
     for (size_t i = 0; i < 3; i++)
         assert_fails(app_store_open(path, &cases[i].setting, &s), RT_ERR_INVALID, path,
                      cases[i].cause);
