@@ -49,8 +49,8 @@ typedef struct app_batch_job {
 
 // Rank 0.
 rt_status app_batch_job_make(const app_batch_args *args, uint64_t input, app_batch_job *out);
-// Every option that changes answers.
-rt_status app_batch_describe(const app_batch_args *args, rt_str *out);
+// Every option that changes answers; `model` is the name.
+rt_status app_batch_describe(const app_batch_args *args, const char *model, rt_str *out);
 // The words of this process, with --resume, and a line's end.
 void app_batch_print_command(FILE *to);
 

@@ -14,6 +14,7 @@
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
@@ -412,6 +413,22 @@ void app_desk_say_how_to_resume(const app_desk *d)
 
 // ---- opening -------------------------------------------------------------------------------
 
+// Nothing that is written may be the input, by whatever name.
+static rt_status check_input_is_apart(const app_batch_args *args)
+{
+    static const char *const written[] = {"", ".tmp", ".journal"};
+    char path[PATH_MAX];
+    struct stat input, other;
+    if (stat(args->input, &input) != 0)
+        return RT_FAIL(RT_ERR_IO, "%s: cannot stat: %s", args->input, strerror(errno));
+    for (size_t i = 0; i < sizeof written / sizeof written[0]; i++) {
+        snprintf(path, sizeof path, "%s%s", args->output, written[i]);
+        if (stat(path, &other) == 0 && other.st_dev == input.st_dev && other.st_ino == input.st_ino)
+            return RT_FAIL(RT_ERR_INVALID, "%s: is the input, and would be overwritten", path);
+    }
+    return RT_OK;
+}
+
 static rt_status open_journal(app_desk *d)
 {
     const app_batch_args *args = d->args;
@@ -422,7 +439,8 @@ static rt_status open_journal(app_desk *d)
     if (snprintf(d->journal_path, sizeof d->journal_path, "%s.journal", args->output) >=
         (int)sizeof d->journal_path)
         return RT_FAIL(RT_ERR_LIMIT, "%s: the name is too long", args->output);
-    rt_status status = app_batch_describe(args, &options);
+    RT_TRY(check_input_is_apart(args));
+    rt_status status = app_batch_describe(args, d->job->model, &options);
     const app_job job = {.model = d->job->model_hash,
                          .input = app_input_hash(d->input),
                          .options = options.data,

@@ -37,7 +37,7 @@ rt_status app_batch_job_make(const app_batch_args *args, uint64_t input, app_bat
 }
 
 // How the ranks are grouped is left out: another run may have more of them.
-rt_status app_batch_describe(const app_batch_args *args, rt_str *out)
+rt_status app_batch_describe(const app_batch_args *args, const char *model, rt_str *out)
 {
     const rt_request *r = &args->request;
     const rt_engine_options *e = &args->engine;
@@ -48,8 +48,10 @@ rt_status app_batch_describe(const app_batch_args *args, rt_str *out)
                          app_device_choice(e->device), app_precision_choice(e->precision),
                          e->block_length, e->mask_id, args->commit, r->max_tokens,
                          app_strategy_choice(r->strategy), r->steps, r->threshold, r->sub_block));
-    return rt_str_printf(out, "temperature=%.17g top-k=%d top-p=%.17g seed=%llu", r->temperature,
-                         r->top_k, r->top_p, (unsigned long long)r->seed);
+    return rt_str_printf(out,
+                         "temperature=%.17g top-k=%d top-p=%.17g seed=%llu dummy=%s model-name=%s",
+                         r->temperature, r->top_k, r->top_p, (unsigned long long)r->seed,
+                         args->dummy >= 0 ? app_dummy_choice((size_t)args->dummy) : "none", model);
 }
 
 void app_batch_print_command(FILE *to)

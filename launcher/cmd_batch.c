@@ -5,7 +5,6 @@
 #include "launcher/model_options.h"
 
 #include <limits.h>
-#include <string.h>
 
 enum { SESSIONS_MAX = 4096, SESSIONS_DEFAULT = 32, EXIT_RESUME = 75 }; // EX_TEMPFAIL of sysexits.h
 enum { CHUNK_DEFAULT = 2048 }; // nobody watches a block that waits for it
@@ -86,8 +85,6 @@ static rt_status check_files(const app_batch_args *args)
 {
     if (!args->input || !args->output)
         return RT_FAIL(RT_ERR_INVALID, "--%s FILE is missing", args->input ? "output" : "input");
-    if (strcmp(args->input, args->output) == 0)
-        return RT_FAIL(RT_ERR_INVALID, "--input and --output are the same file");
     return RT_OK;
 }
 

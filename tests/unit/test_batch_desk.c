@@ -4,6 +4,7 @@
 
 #include "comm/comm_int.h"
 #include "launcher/batch.h"
+#include "launcher/model_options.h"
 #include "runtime/base/mem.h"
 
 #include <unistd.h>
@@ -246,12 +247,57 @@ static void test_all_lost(void **state)
     assert_fails(app_desk_turn(j->desk, &over), RT_ERR_COMM, "all groups", "lost");
 }
 
+// The desk is closed, and another one opened over its files.
+static rt_status reopen(job *j)
+{
+    app_desk_close(j->desk);
+    j->desk = NULL;
+    j->args.resume = true;
+    return app_desk_open(j->world, &j->args, &j->of, &j->desk);
+}
+
+// A line may be refused by the model's name, and records have it.
+static void test_other_names(void **state)
+{
+    job *j = *state;
+    want(j, 0, 1);
+    assert_false(turn(j));
+    assert_ok(answer(j, 0, given[0][0]));
+    assert_false(turn(j));
+    j->args.model_name = "other";
+    assert_fails(reopen(j), RT_ERR_INVALID, "out.journal", "now 'model-name=other'");
+    j->args.model_name = app_dummy_choice(0);
+    j->args.dummy = 1;
+    assert_fails(reopen(j), RT_ERR_INVALID, "out.journal", "'dummy=");
+    j->args.dummy = 0;
+    assert_ok(reopen(j));
+}
+
+static void test_input_is_output(void **state)
+{
+    job *j = *state;
+    static const char *const ends[] = {"", ".tmp", ".journal"};
+    char name[32], *input = strdup(j->args.input);
+    free((char *)(uintptr_t)j->args.input);
+    for (int i = 0; i < 3; i++) {
+        snprintf(name, sizeof name, "out%s", ends[i]);
+        j->args.input = test_path(&dir, name);
+        unlink(j->args.input);
+        assert_int_equal(link(input, j->args.input), 0); // another name of the file
+        assert_fails(reopen(j), RT_ERR_INVALID, name, "is the input");
+        unlink(j->args.input);
+    }
+    j->args.input = input;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_handed_out, make_job, drop_job),
         cmocka_unit_test_setup_teardown(test_lost, make_job, drop_job),
         cmocka_unit_test_setup_teardown(test_bad_lines, make_bad_job, drop_job),
+        cmocka_unit_test_setup_teardown(test_other_names, make_job, drop_job),
+        cmocka_unit_test_setup_teardown(test_input_is_output, make_job, drop_job),
         cmocka_unit_test_setup_teardown(test_all_lost, make_job, drop_job),
     };
     return cmocka_run_group_tests_name("batch_desk", tests, NULL, NULL);
