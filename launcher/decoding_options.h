@@ -32,7 +32,7 @@ app_choices app_strategy_choice, app_commit_choice;
 
 #define APP_OPTIONS_SAMPLING(A)                                                                    \
     {"temperature", 't', APP_REAL, offsetof(A, request.temperature), 0, 100, "X",                  \
-     "from the checkpoint", "0: the most likely token", "Sampling", NULL, NULL},                   \
+     "from the checkpoint", "below 1e-6: the most likely token", "Sampling", NULL, NULL},                   \
     {"top-k", 0, APP_INT, offsetof(A, request.top_k), 0, INT_MAX, "N", "from the checkpoint",      \
      "0: off", NULL, NULL, NULL},                                                                  \
     {"top-p", 0, APP_REAL, offsetof(A, request.top_p), 0, 1, "X", "from the checkpoint", "1: off", \

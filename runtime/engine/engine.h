@@ -133,9 +133,9 @@ struct rt_request {
     int steps;          // denoising steps per block; 0 = block length
     double threshold;   // DYNAMIC: confidence; ENTROPY: sum of entropies (nats)
     int sub_block;      // -1 = the model's default
-    double temperature; // 0 = greedy; < 0 = the model's default
+    double temperature; // below 1e-6 = greedy; < 0 = the model's default
     int top_k;          // 0 = off; -1 = the model's default
-    double top_p;       // 1 = off; < 0 = the model's default
+    double top_p;       // 1 = off; 0 = greedy; < 0 = the model's default
     uint64_t seed;
     const char *const *stops; // stop strings, besides the model's stop ids
     size_t stops_len;

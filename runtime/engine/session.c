@@ -65,6 +65,10 @@ rt_status rt_session_prompt(const rt_engine *e, const rt_request *r, rt_ids *out
     return check_prompt(e, out);
 }
 
+// Logits around 16 that differ at all differ by 2e-6: below this temperature the larger one wins
+// anyhow, and 1 / temperature times a logit is far from what an f32 can hold.
+static const double COLD = 1e-6;
+
 static void fill_defaults(const rt_engine *e, rt_request *r)
 {
     if (r->steps == 0)
@@ -77,6 +81,10 @@ static void fill_defaults(const rt_engine *e, rt_request *r)
         r->top_k = e->config.top_k;
     if (r->top_p < 0)
         r->top_p = e->config.top_p;
+    if (r->temperature < COLD)
+        r->temperature = 0;
+    if (r->top_p == 0)
+        r->top_k = 1;
 }
 
 static rt_status check_count(const char *name, int value, int min)
@@ -100,8 +108,8 @@ static rt_status check_numbers(const rt_request *r)
         return RT_FAIL(RT_ERR_INVALID, "threshold %g: a confidence is at most 1", r->threshold);
     if (!isfinite(r->temperature))
         return RT_FAIL(RT_ERR_INVALID, "temperature: must be a finite number");
-    if (!(r->top_p > 0 && r->top_p <= 1))
-        return RT_FAIL(RT_ERR_INVALID, "top-p %g: must be above 0, at most 1", r->top_p);
+    if (!(r->top_p >= 0 && r->top_p <= 1))
+        return RT_FAIL(RT_ERR_INVALID, "top-p %g: must be 0 to 1", r->top_p);
     return RT_OK;
 }
 

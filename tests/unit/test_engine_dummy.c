@@ -65,6 +65,29 @@ static void test_answers(void **state)
     }
 }
 
+// What leaves nothing to chance is the same, however it is written; the last two are sampled
+// from the most likely token alone.
+static void test_greedy(void **state)
+{
+    (void)state;
+    enum { N = 6 };
+    const rt_engine_options o = options_of(&small);
+    engine_answer answers[N];
+    rt_request requests[N];
+    for (int i = 0; i < N; i++) {
+        static const double temperatures[N] = {0, 1e-7, 1e-40, 1e-300, 0.7, 0.7};
+        requests[i] = ask();
+        requests[i].temperature = temperatures[i];
+    }
+    requests[4].top_k = 1;
+    requests[5].top_p = 0;
+    engine_run(&o, 1, requests, N, answers);
+    for (int i = 1; i < 4; i++)
+        engine_same("cold", &answers[i], &answers[0], 1);
+    engine_same("top-p 0", &answers[5], &answers[4], 1);
+    engine_free(answers, N);
+}
+
 typedef struct spread {
     double sum, squares;
     size_t count;
@@ -178,9 +201,8 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_answers),
-        cmocka_unit_test(test_logits),
-        cmocka_unit_test(test_steps),
+        cmocka_unit_test(test_answers), cmocka_unit_test(test_greedy),
+        cmocka_unit_test(test_logits),  cmocka_unit_test(test_steps),
         cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests_name("engine dummy", tests, NULL, NULL);

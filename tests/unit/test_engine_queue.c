@@ -411,7 +411,7 @@ static void test_refused(void **state)
         {good, "threshold", "negative"},
         {good, "threshold 1.5", "at most 1"},
         {good, "temperature", "finite"},
-        {good, "top-p", "above 0"},
+        {good, "top-p 2", "0 to 1"},
         {good, "token 1 is 96", "vocabulary has 96"},
         {good, "token 0 is -1", "vocabulary"},
         {good, "stop string", "empty"},
@@ -428,7 +428,7 @@ static void test_refused(void **state)
     list[i].request.strategy = RT_STRATEGY_DYNAMIC;
     list[i++].request.threshold = 1.5;
     list[i++].request.temperature = INFINITY;
-    list[i++].request.top_p = 0;
+    list[i++].request.top_p = 2;
     list[i].request.prompt_ids = unknown;
     list[i++].request.prompt_ids_len = 2;
     list[i].request.prompt_ids = negative;
