@@ -51,8 +51,9 @@ typedef struct app_batch_job {
 rt_status app_batch_job_make(const app_batch_args *args, uint64_t input, app_batch_job *out);
 // Every option that changes answers; `model` is the name.
 rt_status app_batch_describe(const app_batch_args *args, const char *model, rt_str *out);
-// The words of this process, with --resume, and a line's end.
-void app_batch_print_command(FILE *to);
+// Ends a line: "; to go on:" and the words of this process, with --resume. `alone`: the job has
+// one rank.
+void app_batch_say_how_to_resume(FILE *to, bool alone);
 
 // ---- rank 0: status
 

@@ -406,9 +406,9 @@ rt_status app_desk_finish(app_desk *d)
 
 void app_desk_say_how_to_resume(const app_desk *d)
 {
-    fprintf(stderr, "losa: %" PRIu64 " of %" PRIu64 " results are kept in %s; to go on:",
+    fprintf(stderr, "losa: %" PRIu64 " of %" PRIu64 " results are kept in %s",
             app_journal_count(d->journal), d->counts.lines, d->journal_path);
-    app_batch_print_command(stderr);
+    app_batch_say_how_to_resume(stderr, comm_ranks(d->c) == 1);
 }
 
 // ---- opening -------------------------------------------------------------------------------

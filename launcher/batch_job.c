@@ -8,6 +8,7 @@
 
 #include <libgen.h>
 #include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 
 static rt_status name_model(const app_batch_args *args, app_batch_job *out)
@@ -19,6 +20,8 @@ static rt_status name_model(const app_batch_args *args, app_batch_job *out)
     if (!name) {
         snprintf(path, sizeof path, "%s", args->model);
         name = basename(path);
+        if ((strcmp(name, ".") == 0 || strcmp(name, "..") == 0) && realpath(args->model, path))
+            name = basename(path);
     }
     if (snprintf(out->model, sizeof out->model, "%s", name) >= (int)sizeof out->model)
         return RT_FAIL(RT_ERR_LIMIT, "--model-name: longer than %zu bytes", sizeof out->model - 1);
@@ -54,15 +57,35 @@ rt_status app_batch_describe(const app_batch_args *args, const char *model, rt_s
                          args->dummy >= 0 ? app_dummy_choice((size_t)args->dummy) : "none", model);
 }
 
-void app_batch_print_command(FILE *to)
+// As a shell reads it.
+static void print_word(FILE *to, const char *word)
+{
+    static const char plain[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=+,./:@%";
+    if (*word && !word[strspn(word, plain)]) {
+        fprintf(to, " %s", word);
+        return;
+    }
+    fputs(" '", to);
+    for (; *word; word++) {
+        if (*word == '\'')
+            fputs("'\\'", to);
+        fputc(*word, to);
+    }
+    fputc('\'', to);
+}
+
+void app_batch_say_how_to_resume(FILE *to, bool alone)
 {
     static char words[64 << 10];
     bool resumes = false;
     FILE *file = fopen("/proc/self/cmdline", "re");
     const size_t n = file ? fread(words, 1, sizeof words - 1, file) : 0;
     words[n] = '\0';
+    // What started the ranks is not known here.
+    fprintf(to, "; to go on%s:", alone ? "" : ", with the same mpirun or srun");
     for (size_t at = 0; at < n; at += strlen(words + at) + 1) {
-        fprintf(to, " %s", words + at);
+        print_word(to, words + at);
         resumes |= strcmp(words + at, "--resume") == 0;
     }
     fprintf(to, "%s\n", resumes ? "" : " --resume");

@@ -68,11 +68,12 @@ static rt_status form_groups(app_batch_rank *at, const app_batch_args *args)
 
 // ---- the run -----------------------------------------------------------------------------
 
+// Of a rank that ends the job of several.
 static void say_last_words(void *ctx)
 {
     const app_batch_args *args = ctx;
-    fprintf(stderr, "losa: what was finished is kept in %s.journal; to go on:", args->output);
-    app_batch_print_command(stderr);
+    fprintf(stderr, "losa: what was finished is kept in %s.journal", args->output);
+    app_batch_say_how_to_resume(stderr, false);
 }
 
 static rt_status run_all(app_batch_rank *at, app_batch_args *args, app_batch_job *job)

@@ -273,6 +273,21 @@ static void test_other_names(void **state)
     assert_ok(reopen(j));
 }
 
+static void test_model_name(void **state)
+{
+    (void)state;
+    static const char *const ends[] = {"", "/", "/."};
+    char path[PATH_MAX];
+    for (int i = 0; i < 3; i++) {
+        app_batch_job of;
+        snprintf(path, sizeof path, "%s/tests/golden/logits/mha_b4%s", getenv("LOSA_SOURCE"),
+                 ends[i]);
+        const app_batch_args args = {.model = path, .dummy = APP_NO_DUMMY};
+        assert_ok(app_batch_job_make(&args, 1, &of));
+        assert_string_equal(of.model, "mha_b4");
+    }
+}
+
 static void test_input_is_output(void **state)
 {
     job *j = *state;
@@ -297,6 +312,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_lost, make_job, drop_job),
         cmocka_unit_test_setup_teardown(test_bad_lines, make_bad_job, drop_job),
         cmocka_unit_test_setup_teardown(test_other_names, make_job, drop_job),
+        cmocka_unit_test(test_model_name),
         cmocka_unit_test_setup_teardown(test_input_is_output, make_job, drop_job),
         cmocka_unit_test_setup_teardown(test_all_lost, make_job, drop_job),
     };
