@@ -4,15 +4,18 @@
 
 #include "launcher/eval_score.h"
 #include "launcher/hash.h"
+#include "launcher/lines.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
 #include "runtime/text/chat.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { LINE_BYTES_MAX = 64 << 20, WHERE_MAX = 512 };
 
@@ -58,9 +61,7 @@ typedef struct reader {
     const app_encoding *encoding;
     const app_lengths *lengths;
     app_documents *out;
-    FILE *file;
-    rt_str line;
-    int number, bad;
+    int number, bad; // lines
 } reader;
 
 // The first of two keys that there is; NULL: none.
@@ -165,13 +166,15 @@ static rt_status keep(app_documents *all, const app_document *d)
     return RT_OK;
 }
 
-static rt_status take_line(reader *r)
+static rt_status take_line(reader *r, const app_line *in)
 {
     char where[WHERE_MAX];
     app_document d = {0};
     json_t *line;
     snprintf(where, sizeof where, "%s:%d", r->path, r->number);
-    RT_TRY(rt_json_parse(r->line.data, r->line.len, where, &line));
+    if (!in->text)
+        return RT_FAIL(RT_ERR_LIMIT, "%s: longer than %d bytes", where, LINE_BYTES_MAX);
+    RT_TRY(rt_json_parse(in->text, in->len, where, &line));
     rt_status status = fill(r, line, where, &d);
     json_decref(line);
     if (status == RT_OK)
@@ -185,41 +188,20 @@ static rt_status take_line(reader *r)
     return status;
 }
 
-// The next line without its end. *more is false after the last one.
-static rt_status read_line(reader *r, bool *more)
-{
-    r->line.len = 0;
-    int c;
-    while ((c = getc_unlocked(r->file)) != EOF && c != '\n') {
-        const char byte = (char)c;
-        if (r->line.len == LINE_BYTES_MAX)
-            return RT_FAIL(RT_ERR_LIMIT, "%s:%d: longer than %d bytes", r->path, r->number + 1,
-                           LINE_BYTES_MAX);
-        RT_TRY(rt_str_append(&r->line, &byte, 1));
-    }
-    if (ferror(r->file))
-        return RT_FAIL(RT_ERR_IO, "%s: cannot read: %s", r->path, strerror(errno));
-    *more = c != EOF || r->line.len > 0;
-    r->number += *more;
-    r->out->hash = app_hash(r->out->hash, r->line.data, r->line.len);
-    return RT_OK;
-}
-
-static bool is_blank(const rt_str *line)
-{
-    return line->len == 0 || strspn(line->data, " \t\r") >= line->len;
-}
-
-static rt_status read_lines(reader *r)
+static rt_status read_lines(reader *r, app_lines *lines)
 {
     for (;;) {
         bool more = false;
-        RT_TRY(read_line(r, &more));
+        app_line line;
+        RT_TRY(app_lines_next(lines, &line, &more));
         if (!more)
             break;
-        if (is_blank(&r->line))
+        r->number++;
+        if (line.text)
+            r->out->hash = app_hash(r->out->hash, line.text, line.len);
+        if (app_line_is_blank(&line))
             continue;
-        const rt_status status = take_line(r);
+        const rt_status status = take_line(r, &line);
         if (status == RT_ERR_NOMEM)
             return status;
         if (status != RT_OK) {
@@ -240,12 +222,16 @@ rt_status app_documents_read(const char *path, const app_encoding *encoding,
 {
     *out = (app_documents){.hash = APP_HASH_START};
     reader r = {.path = path, .encoding = encoding, .lengths = lengths, .out = out};
-    r.file = fopen(path, "rbe");
-    if (!r.file)
+    app_lines *lines;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
         return RT_FAIL(RT_ERR_IO, "%s: cannot open: %s", path, strerror(errno));
-    const rt_status status = read_lines(&r);
-    fclose(r.file);
-    rt_str_free(&r.line);
+    rt_status status = app_lines_open(fd, path, LINE_BYTES_MAX, &lines);
+    if (status == RT_OK) {
+        status = read_lines(&r, lines);
+        app_lines_close(lines);
+    }
+    close(fd);
     return status;
 }
 

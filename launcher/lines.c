@@ -18,7 +18,6 @@ struct app_lines {
     char *buf;
     size_t cap, start, end, seen;
     uint64_t number, offset; // of the next line
-    uint64_t read_to;        // offset of the next byte to read
     bool at_end;
 };
 
@@ -30,6 +29,7 @@ rt_status app_lines_open(int fd, const char *name, size_t max, app_lines **out)
     l->name = name;
     l->max = max;
     l->cap = 2 * CHUNK;
+    (void)lseek(fd, 0, SEEK_SET); // a pipe is at its start anyhow
     const rt_status status = RT_ALLOC(l->buf, l->cap, "lines");
     if (status != RT_OK) {
         rt_free(l);
@@ -45,19 +45,6 @@ void app_lines_close(app_lines *l)
         return;
     rt_free(l->buf);
     rt_free(l);
-}
-
-static rt_status read_some(int fd, const char *name, uint64_t offset, char *to, size_t most,
-                           size_t *out)
-{
-    ssize_t n;
-    do
-        n = pread(fd, to, most, (off_t)offset);
-    while (n < 0 && errno == EINTR);
-    if (n < 0)
-        return RT_FAIL(RT_ERR_IO, "%s: cannot read: %s", name, strerror(errno));
-    *out = (size_t)n;
-    return RT_OK;
 }
 
 // Makes room for a chunk behind what is held.
@@ -78,11 +65,14 @@ static rt_status make_room(app_lines *l)
 
 static rt_status fill(app_lines *l)
 {
-    size_t n = 0;
+    ssize_t n;
     RT_TRY(make_room(l));
-    RT_TRY(read_some(l->fd, l->name, l->read_to, l->buf + l->end, CHUNK, &n));
-    l->end += n;
-    l->read_to += n;
+    do
+        n = read(l->fd, l->buf + l->end, CHUNK);
+    while (n < 0 && errno == EINTR);
+    if (n < 0)
+        return RT_FAIL(RT_ERR_IO, "%s: cannot read: %s", l->name, strerror(errno));
+    l->end += (size_t)n;
     l->at_end = n == 0;
     return RT_OK;
 }
@@ -108,6 +98,18 @@ static rt_status find_end(app_lines *l, size_t *len, size_t *dropped, bool *ende
     }
 }
 
+// Some editors begin a file of UTF-8 with the mark of its byte order.
+static void skip_mark(app_line *first)
+{
+    static const char mark[] = "\xEF\xBB\xBF";
+    const size_t n = sizeof mark - 1;
+    if (!first->text || first->len < n || memcmp(first->text, mark, n) != 0)
+        return;
+    first->offset += n;
+    first->text += n;
+    first->len -= n;
+}
+
 rt_status app_lines_next(app_lines *l, app_line *out, bool *more)
 {
     size_t len, dropped;
@@ -125,6 +127,8 @@ rt_status app_lines_next(app_lines *l, app_line *out, bool *more)
         .text = whole > l->max ? NULL : l->buf + l->start,
         .ended = ended,
     };
+    if (out->number == 0)
+        skip_mark(out);
     l->start += len + ended;
     l->offset += whole + ended;
     return RT_OK;
@@ -143,12 +147,16 @@ rt_status app_read_at(int fd, const char *name, uint64_t offset, size_t len, rt_
     char *bytes;
     rt_status status;
     RT_TRY(RT_ALLOC(bytes, len, "line"));
-    for (size_t at = 0, n = 0; at < len; at += n) {
-        RT_TRY_GOTO(status, read_some(fd, name, offset + at, bytes + at, len - at, &n), free_bytes);
-        if (n == 0) {
-            status = RT_FAIL(RT_ERR_IO, "%s: became shorter while it was read", name);
+    for (size_t at = 0; at < len;) {
+        const ssize_t n = pread(fd, bytes + at, len - at, (off_t)(offset + at));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0) {
+            status = RT_FAIL(RT_ERR_IO, "%s: cannot read: %s", name,
+                             n < 0 ? strerror(errno) : "it became shorter");
             goto free_bytes;
         }
+        at += (size_t)n;
     }
     out->len = 0;
     status = rt_str_append(out, bytes, len);

@@ -21,9 +21,10 @@ typedef struct app_line {
 
 typedef struct app_lines app_lines;
 
-// A regular file from its start; `fd` and `name`, for messages, are borrowed. `max`: bytes.
+// From the start of the file; `fd` and `name`, for messages, are borrowed. `max`: bytes.
 rt_status app_lines_open(int fd, const char *name, size_t max, app_lines **out);
 void app_lines_close(app_lines *lines);
+// Before the first line a mark of the byte order is passed over.
 // *more false: the file is at its end, and *out is not set.
 rt_status app_lines_next(app_lines *lines, app_line *out, bool *more);
 

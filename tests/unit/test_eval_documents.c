@@ -26,13 +26,14 @@ static void test_forms(void **state)
 {
     (void)state;
     app_documents docs;
-    assert_ok(read_text("{\"id\": \"a\", \"task\": \"mk\", \"user\": \"one two\", \"accept\": "
-                        "{\"any\": [\"x\"]}}\n"
-                        "\n \r\n"
-                        "{\"_id\": \"b\", \"dataset\": \"qa\", \"context\": \"one\", \"input\": "
-                        "\"two\", \"answers\": [\"x\", \"y\"], \"length\": 7}\n"
-                        "{\"user\": \"one\", \"accept\": {\"contains\": [\"x\"]}}", // no newline
-                        NULL, &docs));
+    assert_ok(read_text(
+        "\xEF\xBB\xBF{\"id\": \"a\", \"task\": \"mk\", \"user\": \"one two\", \"accept\": "
+        "{\"any\": [\"x\"]}}\n"
+        "\n \r\n"
+        "{\"_id\": \"b\", \"dataset\": \"qa\", \"context\": \"one\", \"input\": "
+        "\"two\", \"answers\": [\"x\", \"y\"], \"length\": 7}\n"
+        "{\"user\": \"one\", \"accept\": {\"contains\": [\"x\"]}}", // no newline
+        NULL, &docs));
     assert_int_equal(docs.count, 3);
     static const char *const ids[] = {"a", "b", "line 5"}, *const tasks[] = {"mk", "qa", "all"};
     for (size_t i = 0; i < 3; i++) {

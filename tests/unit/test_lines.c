@@ -124,6 +124,26 @@ static void test_input(void **state)
     app_input_close(in);
 }
 
+static void test_mark(void **state)
+{
+    (void)state;
+    static const char text[] = "\xEF\xBB\xBF{}\n\xEF\xBB\xBF[]";
+    app_input *in;
+    app_line line;
+    bool more;
+    rt_str again = {0};
+    assert_ok(app_input_open(test_write_text(&dir, "mark", text), MAX, &in));
+    assert_ok(app_input_next(in, &line, &more));
+    assert_ok(app_input_read(in, line.offset, line.len, &again));
+    assert_string_equal(again.data, "{}");
+    assert_memory_equal(line.text, "{}", 2);
+    assert_ok(app_input_next(in, &line, &more));
+    assert_int_equal(line.offset, 6);
+    assert_int_equal(line.len, 5); // a mark elsewhere is none
+    rt_str_free(&again);
+    app_input_close(in);
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -157,8 +177,8 @@ static void test_ids(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_small),   cmocka_unit_test(test_large), cmocka_unit_test(test_input),
-        cmocka_unit_test(test_refused), cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_small), cmocka_unit_test(test_large),   cmocka_unit_test(test_input),
+        cmocka_unit_test(test_mark),  cmocka_unit_test(test_refused), cmocka_unit_test(test_ids),
     };
     return cmocka_run_group_tests_name("lines", tests, make_dir, remove_dir);
 }
