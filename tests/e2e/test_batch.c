@@ -556,6 +556,27 @@ static void test_status(void **state)
     free(out);
 }
 
+// The script for Slurm, with an mpirun that writes the output: it is compared with a stamp on
+// the same file system, which goes in the end.
+static void test_slurm(void **state)
+{
+    (void)state;
+    static const char fake[] = "#!/bin/sh\nwhile [ \"$1\" != --output ]; do shift; done\n"
+                               "sleep 0.1; cp \"$2\".stamp.* \"$2\"\n";
+    char *out = output_of("slurm"), command[4096];
+    assert_int_equal(mkdir(run_temp("bin"), 0700), 0);
+    run_write(run_temp("bin/mpirun"), fake, sizeof fake - 1);
+    assert_int_equal(chmod(run_temp("bin/mpirun"), 0700), 0);
+    snprintf(command, sizeof command,
+             "PATH=%s:$PATH LOSA_LAUNCH=mpirun SLURM_JOB_ID=1 SLURM_JOB_NODELIST=here bash %s "
+             "model in %s > %s 2>&1 && ! ls %s.stamp.* 2> /dev/null",
+             run_temp("bin"), run_source("launcher/slurm/losa-batch.sbatch"), out,
+             run_temp("slurm.log"), out);
+    assert_int_equal(system(command), 0);
+    assert_int_equal(access(out, F_OK), 0);
+    free(out);
+}
+
 int main(void)
 {
     if (run_ready())
@@ -567,7 +588,7 @@ int main(void)
         cmocka_unit_test(test_lone_signal),  cmocka_unit_test(test_full_disk),
         cmocka_unit_test(test_long_line),    cmocka_unit_test(test_bad_lines),
         cmocka_unit_test(test_few_pages),    cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_status),
+        cmocka_unit_test(test_status),       cmocka_unit_test(test_slurm),
     };
     const int failed = cmocka_run_group_tests_name("batch", tests, prepare, NULL);
     free(input);
