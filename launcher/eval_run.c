@@ -17,10 +17,14 @@
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
 
+#include <errno.h>
+#include <libgen.h>
 #include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 // What rank 0 works with.
 typedef struct evaluation {
@@ -86,8 +90,28 @@ static rt_status read_documents(const app_eval_args *args, app_documents *out)
     return status;
 }
 
+// Whether a file, or a folder, can be written there.
+static rt_status check_place(const char *path, bool folder)
+{
+    char parent[PATH_MAX];
+    struct stat info;
+    if (!path || strcmp(path, "-") == 0)
+        return RT_OK;
+    snprintf(parent, sizeof parent, "%s", path);
+    const bool there = stat(path, &info) == 0;
+    if (there && S_ISDIR(info.st_mode) != folder)
+        return RT_FAIL(RT_ERR_INVALID, "%s: is %s", path, folder ? "not a folder" : "a folder");
+    if (access(there ? path : dirname(parent), W_OK) != 0)
+        return RT_FAIL(RT_ERR_IO, "%s: cannot write: %s", path, strerror(errno));
+    return RT_OK;
+}
+
+// What can be refused before hours of answers is.
 static rt_status prepare(evaluation *ev, int ranks)
 {
+    RT_TRY(check_place(ev->args->json, false));
+    RT_TRY(check_place(ev->args->csv, false));
+    RT_TRY(check_place(ev->args->plots, true));
     RT_TRY(read_documents(ev->args, &ev->documents));
     RT_TRY(describe(ev->args, ranks, &ev->options));
     ev->setting.options = ev->options.data;

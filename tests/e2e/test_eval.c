@@ -264,6 +264,23 @@ static void test_refused(void **state)
     check_refused(&args, 2, FAILED, "bad.jsonl:1: 'id'");
 }
 
+// Before anything is answered.
+static void test_bad_outputs(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *option, *cause;
+    } cases[] = {{"--json=/no/such/x.json", "/no/such/x.json: cannot write: No such file"},
+                 {"--csv=/tmp", "/tmp: is a folder"},
+                 {"--plots=/dev/null", "/dev/null: is not a folder"}};
+    for (int i = 0; i < 3; i++) {
+        run_args args = {0};
+        eval_args(&args, run_temp("none.jsonl"));
+        run_arg(&args, "%s", cases[i].option);
+        check_refused(&args, 0, FAILED, cases[i].cause);
+    }
+}
+
 int main(void)
 {
     if (run_ready())
@@ -271,6 +288,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_resume),
         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_bad_outputs),
     };
     const int failed = cmocka_run_group_tests_name("eval", tests, prepare, NULL);
     free(data);
