@@ -69,8 +69,7 @@ static rt_status push(app_items *l, const app_item *item)
 {
     if (l->count == l->cap) {
         const size_t cap = l->cap ? 2 * l->cap : 64;
-        app_item *grown = l->at ? rt_mem_grow(l->at, l->cap, cap, sizeof *l->at, "requests")
-                                : rt_mem_alloc(cap, sizeof *l->at, "requests");
+        app_item *grown = rt_mem_grow(l->at, l->cap, cap, sizeof *l->at, "requests");
         if (!grown)
             return RT_ERR_NOMEM;
         l->at = grown;
