@@ -19,6 +19,8 @@
 // was written whole. Once a request has begun to compute it never waits again: what follows
 // in its prompt is shared with younger ones at most, because an older holder of a later unit
 // holds the earlier ones too and would be their writer.
+// The block of a shifted model's last prompt token is not shared: its forward decides the
+// first token of the answer (session.c).
 //
 // Rows. Every forward takes every running block along: sparse steps first, then blocks
 // that open or are committed, then prefill. A long prompt costs the running blocks at

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Head rows are laid out segment by segment: the block's positions in order, one
 // row each; for a shifted model a committed segment adds one row, which predicts
-// the first token of the next block.
+// the first token of the next block. Every such block has one before it: what a request
+// shares of its prompt leaves out the last token's block.
 #include "runtime/engine/denoise.h"
 
 #include "runtime/base/mem.h"

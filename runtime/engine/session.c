@@ -128,8 +128,10 @@ static rt_status check_room(const rt_engine *e, rt_session *s)
             "prompt of %d tokens and %d new ones: %d KV pages of %d needed, there are %d (give "
             "context or KV memory for more, or ask for fewer new tokens)",
             prompt, s->request.max_tokens, need, e->options.attention.page, e->kv.pages);
-    const int block = e->config.block_length;
-    return rt_holding_open(&e->book, need, prompt / block * block, &s->holding);
+    // The last row of a shifted model's prompt decides the first token after it: that row is
+    // computed for every request, with its block.
+    const int block = e->config.block_length, decides = e->config.shifted ? 1 : 0;
+    return rt_holding_open(&e->book, need, (prompt - decides) / block * block, &s->holding);
 }
 
 static rt_status copy_stops(const rt_request *r, rt_session *s)

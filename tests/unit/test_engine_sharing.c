@@ -284,6 +284,32 @@ static void test_kept(void **state)
     free_prompts(&request, 1);
 }
 
+// A prompt of whole blocks, of a model whose rows predict the next token: the answer's first
+// token comes from the prompt's last row, so the last block is computed by everybody.
+static void test_shifted(void **state)
+{
+    (void)state;
+    enum { N = 3, PROMPT = 96, BLOCK = 32 };
+    const rt_engine_options o = tiny_options(SHIFTED, 16);
+    const rt_request requests[N] = {ask(0, PROMPT, PROMPT, 0, 8), ask(0, PROMPT, PROMPT, 0, 8),
+                                    ask(0, PROMPT, PROMPT, 0, 8)};
+    engine_answer got[N] = {0}, want[N] = {0};
+    run_alone(o, requests, N, want);
+    engine_case c;
+    engine_open(&c, &o, 1);
+    for (int i = 0; i < N; i++) {
+        engine_submit(&c, &requests[i], &got[i]);
+        if (i > 0) // two together, and one that finds all of it
+            drain(&c);
+    }
+    engine_close(&c);
+    engine_same("a shifted model", got, want, N);
+    for (int i = 1; i < N; i++)
+        assert_int_equal(got[i].stats.shared_tokens, PROMPT - BLOCK);
+    engine_free(got, N), engine_free(want, N);
+    free_prompts(requests, N);
+}
+
 // Kept pages never keep anybody waiting: documents come in turns, in an engine that holds
 // little more than one.
 static void test_evicted(void **state)
@@ -451,13 +477,10 @@ int main(void)
 {
     rt_log_setup(RT_LOG_ERROR, 0, 1);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_answers),
-        cmocka_unit_test(test_read_once),
-        cmocka_unit_test(test_kept),
-        cmocka_unit_test(test_evicted),
-        cmocka_unit_test(test_logits_between),
-        cmocka_unit_test(test_switched_off),
-        cmocka_unit_test(test_writer_cancelled),
+        cmocka_unit_test(test_same_answers), cmocka_unit_test(test_read_once),
+        cmocka_unit_test(test_kept),         cmocka_unit_test(test_shifted),
+        cmocka_unit_test(test_evicted),      cmocka_unit_test(test_logits_between),
+        cmocka_unit_test(test_switched_off), cmocka_unit_test(test_writer_cancelled),
         cmocka_unit_test(test_traffic),
     };
     return cmocka_run_group_tests_name("engine sharing", tests, NULL, NULL);
