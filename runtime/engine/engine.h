@@ -245,7 +245,8 @@ rt_status rt_engine_worker(rt_engine *e);
 
 // Rank 0, with no session running: logits of a block-causal prefill, f32 [n, vocab]
 // handed to `emit` a run of rows at a time, in order. Row i is the model's output
-// at position i (not shifted).
+// at position i (not shifted). A failure of `emit` ends it between two forwards: the engine can
+// then be closed in order, and nothing else.
 typedef rt_status rt_logits_fn(void *ctx, const float *rows, size_t n, int vocab);
 rt_status rt_engine_logits(rt_engine *e, const int32_t *ids, size_t n, rt_logits_fn *emit,
                            void *ctx);

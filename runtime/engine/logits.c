@@ -45,16 +45,18 @@ rt_status rt_logits_rows(rt_engine *e, const int32_t *index, int rows, rt_logits
                             &e->gathered));
         RT_TRY(kern_buf_new(e->dev, KERN_I32, RT_LOGITS_ROWS, "rows of logits", &e->logits_index));
     }
+    // The other ranks go through all rows: what fails on rank 0 alone waits for the end.
+    rt_status emitted = RT_OK;
     for (int first = 0; first < rows; first += RT_LOGITS_ROWS) {
         const int left = rows - first, n = left < RT_LOGITS_ROWS ? left : RT_LOGITS_ROWS;
         const kern_buf *logits;
         RT_TRY(kern_write(e->logits_index, 0, index + first, (size_t)n));
         RT_TRY(rt_model_head(e->model, e->logits_index, n, &logits));
         RT_TRY(comm_allgather(e->group.comm, COMM_VOCAB, logits, (size_t)n * width, e->gathered));
-        if (rt_engine_is_root(e))
-            RT_TRY(emit_rows(e, (size_t)n, width, emit, ctx));
+        if (rt_engine_is_root(e) && emitted == RT_OK)
+            emitted = emit_rows(e, (size_t)n, width, emit, ctx);
     }
-    return RT_OK;
+    return emitted;
 }
 
 rt_status rt_logits_gather(rt_engine *e, int rows)

@@ -16,8 +16,9 @@ static rt_status work(const engine_worker *w)
 // A rank that fails makes the others' waits fail too.
 static void *worker_main(void *arg)
 {
-    const engine_worker *w = arg;
-    if (work(w) != RT_OK) {
+    engine_worker *w = arg;
+    w->status = work(w);
+    if (w->status != RT_OK) {
         print_error("rank %d: %s\n", comm_rank(w->comm), rt_last_error());
         comm_abort(w->comm);
     }
@@ -61,8 +62,10 @@ void engine_open(engine_case *c, const rt_engine_options *options, int ranks)
 void engine_close(engine_case *c)
 {
     rt_engine_close(c->root);
-    for (int r = 1; r < c->ranks; r++)
+    for (int r = 1; r < c->ranks; r++) {
         pthread_join(c->worker[r].thread, NULL);
+        assert_int_equal(c->worker[r].status, RT_OK);
+    }
     comm_close(c->worker[0].comm);
 }
 

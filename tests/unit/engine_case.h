@@ -15,6 +15,7 @@ typedef struct engine_worker {
     const rt_engine_options *options;
     comm *comm;
     pthread_t thread;
+    rt_status status; // once it is joined
 } engine_worker;
 
 // Rank 0 belongs to the test; the others work in threads. Must not move while open.
@@ -29,7 +30,7 @@ typedef struct engine_case {
 // Options for a model of the source folder, "models/needle-11m"; one thread per rank.
 rt_engine_options engine_options(const char *model);
 void engine_open(engine_case *c, const rt_engine_options *options, int ranks);
-void engine_close(engine_case *c);
+void engine_close(engine_case *c); // fails the test if a worker failed
 
 // What became of a request.
 typedef struct engine_answer {

@@ -119,6 +119,30 @@ static void test_logits(void **state)
     assert_true(deviation > 0.7 * want && deviation < 1.4 * want);
 }
 
+static rt_status full_disk(void *ctx, const float *rows, size_t n, int vocab)
+{
+    (void)rows, (void)n, (void)vocab;
+    ++*(int *)ctx;
+    return RT_FAIL(RT_ERR_IO, "the disk is full");
+}
+
+// Rank 0 cannot keep the first rows of a forward whose logits are gathered in two pieces: the
+// other rank is not left waiting for the second, and both close in order.
+static void test_logits_not_kept(void **state)
+{
+    (void)state;
+    rt_model_config longer = small;
+    longer.max_positions = 128;
+    const rt_engine_options o = options_of(&longer);
+    engine_case c;
+    int calls = 0;
+    engine_open(&c, &o, 2);
+    assert_fails(rt_engine_logits(c.root, engine_prompt(4, 100, 99), 100, full_disk, &calls),
+                 RT_ERR_IO, "the disk is full", "");
+    assert_int_equal(calls, 1);
+    engine_close(&c);
+}
+
 typedef struct kinds {
     int of[4];
     int prefills;
@@ -202,8 +226,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_answers), cmocka_unit_test(test_greedy),
-        cmocka_unit_test(test_logits),  cmocka_unit_test(test_steps),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_logits),  cmocka_unit_test(test_logits_not_kept),
+        cmocka_unit_test(test_steps),   cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests_name("engine dummy", tests, NULL, NULL);
 }
