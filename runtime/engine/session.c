@@ -9,6 +9,8 @@
 #include <math.h>
 #include <string.h>
 
+_Static_assert((int)RT_CONFIG_MAX_CONTEXT <= (int)PB_TOKENS_MAX, "a request fits its message");
+
 // ---- a new request ------------------------------------------------------------------
 
 // A text that cannot fit, whatever its tokens are, is not worth reading.

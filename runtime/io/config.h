@@ -10,7 +10,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { RT_CONFIG_MAX_STOPS = 16 };
+enum {
+    RT_CONFIG_MAX_STOPS = 16,
+    RT_CONFIG_MAX_CONTEXT = 1 << 20, // tokens that are used of a longer context
+};
 
 typedef enum rt_rope_kind { RT_ROPE_PLAIN, RT_ROPE_LINEAR, RT_ROPE_YARN } rt_rope_kind;
 
@@ -28,7 +31,7 @@ typedef struct rt_rope_config {
 typedef struct rt_model_config {
     char architecture[64]; // as config.json names it
     int hidden, ffn, layers, heads, kv_heads, head_dim, vocab;
-    int max_positions; // context length, with rope scaling applied
+    int max_positions; // context length, with rope scaling applied; RT_CONFIG_MAX_CONTEXT at most
     double rms_eps;
     rt_rope_config rope;
     bool qkv_bias, qk_norm, tied_head;

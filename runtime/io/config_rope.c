@@ -10,7 +10,7 @@
 //
 // Context length: linear scaling multiplies max_position_embeddings; YaRN gives
 // factor x original, and never less than max_position_embeddings. vLLM derives
-// its maximum the same way.
+// its maximum the same way. More than RT_CONFIG_MAX_CONTEXT is not used.
 #include "runtime/io/config_int.h"
 
 #include <math.h>
@@ -140,7 +140,7 @@ static rt_status scaled_positions(const rope_source *src, const rt_rope_config *
         return RT_FAIL(RT_ERR_FORMAT,
                        "%s: '%s' makes a context of %.0f tokens, over the limit of %d", src->path,
                        src->key, positions, (int)RT_CONFIG_MAX_POSITIONS);
-    *out = (int)positions;
+    *out = (int)fmin(positions, RT_CONFIG_MAX_CONTEXT);
     return RT_OK;
 }
 

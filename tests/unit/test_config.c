@@ -261,6 +261,8 @@ static void test_rope(void **state)
     c = load(&dir, "{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2.5}}");
     assert_true(c.rope.kind == RT_ROPE_LINEAR && c.rope.factor == 2.5);
     assert_true(c.rope.attention_factor == 1 && c.max_positions == 81920);
+    c = load(&dir, "{\"max_position_embeddings\": 4194304}");
+    assert_int_equal(c.max_positions, 1 << 20); // a message holds no more
     test_dir_remove(&dir);
 }
 
