@@ -4,8 +4,9 @@
 // Stop ids: generation_config.json's eos_token_id, else config.json's (in SDAR the
 // latter names <|endoftext|> only, while chat turns end with <|im_end|>), else the
 // architecture's. Sampling as in transformers: without do_sample the choice is
-// greedy whatever else is said; with it, temperature and top_p default to 1. A
-// missing top_k means no limit here (transformers itself would say 50).
+// greedy whatever else is said, and that is not looked at; with it, temperature and
+// top_p default to 1. A missing top_k means no limit here (transformers itself would
+// say 50), and so does one below 1.
 #include "runtime/io/config_int.h"
 
 #include <limits.h>
@@ -56,13 +57,13 @@ static rt_status read_sampling(rt_model_config *config, const json_t *obj, const
     int top_k = 0;
     double temperature = 1, top_p = 1;
     RT_TRY(rt_json_bool(obj, "do_sample", path, &do_sample));
-    RT_TRY(rt_json_real(obj, "temperature", path, false, 0, 100, &temperature));
-    RT_TRY(rt_config_int(obj, "top_k", path, false, 0, RT_CONFIG_MAX_VOCAB, &top_k));
-    RT_TRY(rt_json_real(obj, "top_p", path, false, 1e-6, 1, &top_p));
     if (!do_sample)
         return RT_OK;
+    RT_TRY(rt_json_real(obj, "temperature", path, false, 0, 100, &temperature));
+    RT_TRY(rt_config_int(obj, "top_k", path, false, INT_MIN, RT_CONFIG_MAX_VOCAB, &top_k));
+    RT_TRY(rt_json_real(obj, "top_p", path, false, 1e-6, 1, &top_p));
     config->temperature = temperature;
-    config->top_k = top_k;
+    config->top_k = top_k > 0 ? top_k : 0;
     config->top_p = top_p;
     return RT_OK;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rotary embedding parameters, from `rope_theta` + `rope_scaling` (transformers 4)
-// or `rope_parameters` (transformers 5; when both are objects, `rope_scaling` wins
+// or `rope_parameters` (transformers 5; when both say something, `rope_scaling` wins
 // there and here).
 //
 // YaRN as transformers' _compute_yarn_parameters reads it. An explicit `factor`
@@ -38,6 +38,8 @@ static rt_status pick_object(const rt_config_source *src, const char *key, rope_
         return RT_OK;
     if (!json_is_object(value))
         return RT_FAIL(RT_ERR_FORMAT, "%s: '%s' is neither an object nor null", src->path, key);
+    if (json_object_size(value) == 0) // as transformers: says nothing
+        return RT_OK;
     if (json_object_get(value, "full_attention") || json_object_get(value, "sliding_attention"))
         return RT_FAIL(RT_ERR_UNSUPPORTED, "%s: '%s' by layer type is not supported", src->path,
                        key);

@@ -261,6 +261,9 @@ static void test_rope(void **state)
     c = load(&dir, "{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2.5}}");
     assert_true(c.rope.kind == RT_ROPE_LINEAR && c.rope.factor == 2.5);
     assert_true(c.rope.attention_factor == 1 && c.max_positions == 81920);
+    c = load(&dir, "{\"rope_scaling\": {}, \"rope_parameters\":"
+                   " {\"rope_type\": \"linear\", \"factor\": 2.5}}");
+    assert_true(c.rope.kind == RT_ROPE_LINEAR && c.max_positions == 81920);
     c = load(&dir, "{\"max_position_embeddings\": 4194304}");
     assert_int_equal(c.max_positions, 1 << 20); // a message holds no more
     test_dir_remove(&dir);
@@ -487,6 +490,14 @@ static const struct {
      0,
      1},
     {"{\"eos_token_id\": [8, 9]}", "{\"eos_token_id\": null, \"top_k\": 3}", {8, 9}, 2, 0, 0, 1},
+    {"{\"eos_token_id\": 5}",
+     "{\"do_sample\": false, \"top_k\": -1, \"top_p\": 0}",
+     {5},
+     1,
+     0,
+     0,
+     1},
+    {"{\"eos_token_id\": 5}", "{\"do_sample\": true, \"top_k\": -1}", {5}, 1, 1, 0, 1},
     {"{\"eos_token_id\": null}", NULL, {151645, 151643}, 2, 0, 0, 1},
     {"{\"eos_token_id\": null, \"architectures\": [\"Fast_dLLM_QwenForCausalLM\"]}",
      NULL,
@@ -525,10 +536,10 @@ static void test_generation_refused(void **state)
     } cases[] = {
         {"{\"eos_token_id\": 151936}", "'eos_token_id' 151936"},
         {"{\"eos_token_id\": [1, \"a\"]}", "'eos_token_id' is neither"},
-        {"{\"temperature\": -0.1}", "'temperature' is -0.1"},
-        {"{\"top_k\": -1}", "'top_k' is -1"},
-        {"{\"top_p\": 1.5}", "'top_p' is 1.5"},
-        {"{\"top_p\": 0}", "'top_p' is 0"},
+        {"{\"do_sample\": true, \"temperature\": -0.1}", "'temperature' is -0.1"},
+        {"{\"do_sample\": true, \"top_k\": 1.5}", "'top_k' is"},
+        {"{\"do_sample\": true, \"top_p\": 1.5}", "'top_p' is 1.5"},
+        {"{\"do_sample\": true, \"top_p\": 0}", "'top_p' is 0"},
         {"{\"do_sample\": 1}", "'do_sample' is an integer"},
         {"{\"temperature\": Infinity}", "line 1"},
     };
