@@ -24,15 +24,9 @@ static int by_name(const void *a, const void *b)
 
 static rt_status sort_entries(rt_checkpoint *ckpt)
 {
-    rt_st_entry *e = ckpt->entries;
     if (ckpt->count == 0)
         return RT_FAIL(RT_ERR_FORMAT, "%s: the checkpoint holds no tensors", ckpt->dir);
-    qsort(e, ckpt->count, sizeof *e, by_name);
-    for (size_t i = 1; i < ckpt->count; i++) {
-        if (strcmp(e[i - 1].name, e[i].name) == 0)
-            return RT_FAIL(RT_ERR_FORMAT, "%s: tensor '%s' is also in %s", e[i].shard->path,
-                           e[i].name, e[i - 1].shard->path);
-    }
+    qsort(ckpt->entries, ckpt->count, sizeof *ckpt->entries, by_name);
     return RT_OK;
 }
 
@@ -91,14 +85,38 @@ static const char *file_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
+// Of a tensor that several shards hold, the one counts that the index names.
+static void drop_copies(rt_checkpoint *ckpt, const json_t *weight_map)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < ckpt->count; i++) {
+        const rt_st_entry e = ckpt->entries[i];
+        const char *named = json_string_value(json_object_get(weight_map, e.name));
+        if (!named || strcmp(file_name(e.shard->path), named) == 0)
+            ckpt->entries[kept++] = e;
+        else
+            rt_free(e.name);
+    }
+    ckpt->count = kept;
+}
+
+static rt_status check_unique(const rt_checkpoint *ckpt)
+{
+    const rt_st_entry *e = ckpt->entries;
+    for (size_t i = 1; i < ckpt->count; i++)
+        if (strcmp(e[i - 1].name, e[i].name) == 0)
+            return RT_FAIL(RT_ERR_FORMAT, "%s: tensor '%s' is also in %s, and the index has none",
+                           e[i].shard->path, e[i].name, e[i - 1].shard->path);
+    return RT_OK;
+}
+
 static rt_status check_index(const rt_checkpoint *ckpt, json_t *weight_map, const char *index)
 {
     const char *tensor;
     json_t *file;
     json_object_foreach(weight_map, tensor, file)
     {
-        const rt_st_entry *e = find_entry(ckpt, tensor);
-        if (!e || strcmp(file_name(e->shard->path), json_string_value(file)) != 0)
+        if (!find_entry(ckpt, tensor))
             return RT_FAIL(RT_ERR_FORMAT, "%s: tensor '%s' is not in the shard it names, '%s'",
                            index, tensor, json_string_value(file));
     }
@@ -116,6 +134,8 @@ static rt_status open_indexed(rt_checkpoint *ckpt, const char *index, json_t *ro
     RT_TRY(collect_shards(weight_map, index, names));
     RT_TRY(open_shards(ckpt, names, index));
     RT_TRY(sort_entries(ckpt));
+    drop_copies(ckpt, weight_map);
+    RT_TRY(check_unique(ckpt));
     return check_index(ckpt, weight_map, index);
 }
 

@@ -29,7 +29,8 @@ typedef struct rt_checkpoint rt_checkpoint;
 // Opens a folder. Checked: header length against file size (and 100 MB), JSON, dtype,
 // shape, offsets (in order, no overlap, no gap, inside the file, a multiple of the
 // element's size, and as long as dtype and shape say), duplicate names, and that the
-// index and the shards agree. Shard names that leave the folder are refused. Tensors of
+// index and the shards agree; a tensor that several shards hold is the one of the shard that the
+// index names. Shard names that leave the folder are refused. Tensors of
 // other dtypes than F32, BF16 and F16 are allowed in the file and refused when asked for.
 rt_status rt_checkpoint_open(const char *model_dir, rt_checkpoint **out);
 void rt_checkpoint_close(rt_checkpoint *ckpt);

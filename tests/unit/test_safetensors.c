@@ -228,6 +228,14 @@ static void test_shards(void **state)
     assert_ok(rt_checkpoint_open(dir.path, &ckpt));
     assert_true(rt_checkpoint_has(ckpt, "c"));
     rt_checkpoint_close(ckpt);
+    // Of one that two shards hold, the index says which counts.
+    const char *both = "{" T("b", "F32", "[2]", "[0,8]") "," T("a", "F32", "[2]", "[8,16]") "}";
+    write_file(&dir, "y.safetensors", both, data16, 16);
+    assert_ok(rt_checkpoint_open(dir.path, &ckpt));
+    assert_int_equal(rt_checkpoint_count(ckpt), 2);
+    assert_ok(rt_checkpoint_find(ckpt, "a", 4, 0, &t));
+    assert_string_equal(t.file, test_path(&dir, "x.safetensors"));
+    rt_checkpoint_close(ckpt);
     // The single file comes first.
     write_file(&dir, "model.safetensors", "{" T("only", "F32", "[4]", "[0,16]") "}", data16, 16);
     assert_ok(rt_checkpoint_open(dir.path, &ckpt));
@@ -278,13 +286,14 @@ static void test_bad_shards(void **state)
     (void)state;
     test_dir dir = test_dir_new();
     assert_fails(open_dir(&dir), RT_ERR_IO, dir.path, "holds no model.safetensors");
-    write_shards(&dir);
+    // Two shards hold 'c', and the index does not say which counts.
+    const char *both = "{" T("b", "F32", "[2]", "[0,8]") "," T("c", "F32", "[2]", "[8,16]") "}";
+    write_file(&dir, "x.safetensors", "{" T("c", "F32", "[4]", "[0,16]") "}", data16, 16);
+    write_file(&dir, "y.safetensors", both, data16, 16);
     test_write_text(&dir, "model.safetensors.index.json", INDEX(AB));
-    const char *y = write_file(
-        &dir, "y.safetensors",
-        "{" T("b", "F32", "[2]", "[0,8]") "," T("a", "F32", "[2]", "[8,16]") "}", data16, 16);
-    assert_fails(open_dir(&dir), RT_ERR_FORMAT, "x.safetensors", "tensor 'a'");
-    y = test_write_text(&dir, "y.safetensors", "not a checkpoint");
+    assert_fails(open_dir(&dir), RT_ERR_FORMAT, "x.safetensors", "tensor 'c'");
+    write_shards(&dir);
+    const char *y = test_write_text(&dir, "y.safetensors", "not a checkpoint");
     assert_fails(open_dir(&dir), RT_ERR_FORMAT, y, "not safetensors?");
     test_dir_remove(&dir);
 }
