@@ -121,7 +121,7 @@ rt_status rt_engine_logits(rt_engine *e, const int32_t *ids, size_t n, rt_logits
     rt_request request = rt_request_default();
     request.prompt_ids = ids;
     request.prompt_ids_len = n;
-    request.max_tokens = 1;
+    request.max_tokens = 0;
     rt_session *s;
     RT_TRY(rt_session_new(e, &request, &s));
     s->id = ++e->next_session;

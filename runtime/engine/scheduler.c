@@ -99,6 +99,18 @@ static rt_status run_command(rt_engine *e, const rt_command *c)
 
 // ---- the public calls ---------------------------------------------------------------------
 
+// What only a request for an answer needs.
+static rt_status new_session(const rt_engine *e, const rt_request *request, rt_session **out)
+{
+    if (e->config.mask_id < 0)
+        return RT_FAIL(RT_ERR_INVALID,
+                       "%s: no mask token in config or tokenizer; give its id (--mask-id)",
+                       e->options.model_dir ? e->options.model_dir : "random weights");
+    if (request->max_tokens < 1)
+        return RT_FAIL(RT_ERR_INVALID, "max tokens %d: must be at least 1", request->max_tokens);
+    return rt_session_new(e, request, out);
+}
+
 static void warn_of_cut(const rt_engine *e, const rt_request *asked, const rt_session *s)
 {
     if (asked->max_tokens > s->request.max_tokens)
@@ -110,7 +122,7 @@ rt_status rt_engine_submit(rt_engine *e, const rt_request *request, rt_session_i
 {
     RT_CHECK_ARG(rt_engine_is_root(e));
     rt_session *s;
-    RT_TRY(rt_session_new(e, request, &s));
+    RT_TRY(new_session(e, request, &s));
     warn_of_cut(e, request, s);
     s->id = ++e->next_session;
     *e->sessions_end = s;
@@ -123,7 +135,7 @@ rt_status rt_engine_needs(const rt_engine *e, const rt_request *request, rt_need
 {
     RT_CHECK_ARG(rt_engine_is_root(e));
     rt_session *s;
-    RT_TRY(rt_session_new(e, request, &s));
+    RT_TRY(new_session(e, request, &s));
     *out = (rt_needs){
         .prompt_tokens = (int)s->prompt.len,
         .max_tokens = s->request.max_tokens,

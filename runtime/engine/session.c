@@ -46,11 +46,15 @@ static rt_status encode(const rt_engine *e, const rt_request *r, rt_ids *out)
     return rt_tokenizer_encode(e->tokenizer, r->prompt, r->prompt_len, special, out);
 }
 
-static rt_status check_prompt(const rt_engine *e, const rt_ids *prompt)
+static rt_status check_prompt(const rt_engine *e, const rt_request *r, const rt_ids *prompt)
 {
+    const size_t context = (size_t)e->config.max_positions;
     if (prompt->len == 0)
         return RT_FAIL(RT_ERR_INVALID, "prompt: empty");
-    if (prompt->len >= (size_t)e->config.max_positions)
+    if (prompt->len > context)
+        return RT_FAIL(RT_ERR_LIMIT, "prompt: %zu tokens are beyond the model's context of %d",
+                       prompt->len, e->config.max_positions);
+    if (prompt->len == context && r->max_tokens > 0)
         return RT_FAIL(RT_ERR_LIMIT,
                        "prompt: %zu tokens leave no room to answer in the model's context of %d",
                        prompt->len, e->config.max_positions);
@@ -64,7 +68,7 @@ static rt_status check_prompt(const rt_engine *e, const rt_ids *prompt)
 rt_status rt_session_prompt(const rt_engine *e, const rt_request *r, rt_ids *out)
 {
     RT_TRY(encode(e, r, out));
-    return check_prompt(e, out);
+    return check_prompt(e, r, out);
 }
 
 // Logits around 16 that differ at all differ by 2e-6: below this temperature the larger one wins
@@ -98,8 +102,6 @@ static rt_status check_count(const char *name, int value, int min)
 
 static rt_status check_numbers(const rt_request *r)
 {
-    if (r->max_tokens < 1)
-        return RT_FAIL(RT_ERR_INVALID, "max tokens %d: must be at least 1", r->max_tokens);
     RT_TRY(check_count("steps", r->steps, 1));
     RT_TRY(check_count("sub-block", r->sub_block, 0));
     if ((int)r->strategy < 0 || r->strategy > RT_STRATEGY_ENTROPY)
@@ -153,10 +155,6 @@ static rt_status copy_stops(const rt_request *r, rt_session *s)
 
 static rt_status fill_session(const rt_engine *e, const rt_request *request, rt_session *s)
 {
-    if (e->config.mask_id < 0)
-        return RT_FAIL(RT_ERR_INVALID,
-                       "%s: no mask token in config or tokenizer; give its id (--mask-id)",
-                       e->options.model_dir ? e->options.model_dir : "random weights");
     s->slot = -1;
     s->request = *request;
     fill_defaults(e, &s->request);

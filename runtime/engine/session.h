@@ -34,7 +34,8 @@ struct rt_session {
     double admitted_at, prefilled_at, finished_at;
 };
 
-// Checks the request against the model, tokenises it and fills in the defaults.
+// Checks the request against the model, tokenises it and fills in the defaults. With max_tokens 0
+// nothing will be denoised, and the prompt may fill the context.
 rt_status rt_session_new(const rt_engine *e, const rt_request *request, rt_session **out);
 void rt_session_free(rt_session *s);
 // The prompt's tokens, checked; `e` needs a configuration and, if there is text, a tokenizer.

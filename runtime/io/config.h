@@ -40,7 +40,7 @@ typedef struct rt_model_config {
 
     int block_length;
     const char *block_source; // where it came from, for messages
-    int mask_id;              // -1: unknown (generation is then refused)
+    int mask_id;              // -1: unknown (requests for an answer are then refused)
     const char *mask_source;
 
     int stop_ids[RT_CONFIG_MAX_STOPS];

@@ -254,7 +254,7 @@ static void test_one_bad_prompt(void **state)
     static const bad_prompt list[] = {
         {"absent.txt", NULL, 0, "No such file"},
         {"latin1.txt", "caf\xe9", 1, "UTF-8"},
-        {"long.txt", "word and word ", 15000, "no room"},
+        {"long.txt", "word and word ", 15000, "beyond the model's context"},
     };
     for (int i = 0; i < 3; i++) {
         const char *path = run_temp("%s", list[i].name);

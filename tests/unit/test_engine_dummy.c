@@ -119,6 +119,30 @@ static void test_logits(void **state)
     assert_true(deviation > 0.7 * want && deviation < 1.4 * want);
 }
 
+// Logits need no mask token and no room for an answer.
+static void test_logits_of_full_context(void **state)
+{
+    (void)state;
+    enum { CONTEXT = 64 };
+    rt_model_config plain = small;
+    plain.mask_id = -1;
+    const rt_engine_options o = options_of(&plain);
+    const int32_t *ids = engine_prompt(4, CONTEXT + 1, 99);
+    const rt_request request = ask();
+    engine_case c;
+    spread s = {0};
+    rt_session_id id;
+    rt_needs needs;
+    engine_open(&c, &o, 2);
+    assert_ok(rt_engine_logits(c.root, ids, CONTEXT, take_logits, &s));
+    assert_int_equal(s.count, CONTEXT * plain.vocab);
+    assert_fails(rt_engine_logits(c.root, ids, CONTEXT + 1, take_logits, &s), RT_ERR_LIMIT,
+                 "65 tokens are beyond the model's context of 64", "");
+    assert_fails(rt_engine_submit(c.root, &request, &id), RT_ERR_INVALID, "no mask token", "");
+    assert_fails(rt_engine_needs(c.root, &request, &needs), RT_ERR_INVALID, "no mask token", "");
+    engine_close(&c);
+}
+
 static rt_status full_disk(void *ctx, const float *rows, size_t n, int vocab)
 {
     (void)rows, (void)n, (void)vocab;
@@ -225,9 +249,10 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_answers), cmocka_unit_test(test_greedy),
-        cmocka_unit_test(test_logits),  cmocka_unit_test(test_logits_not_kept),
-        cmocka_unit_test(test_steps),   cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_answers),         cmocka_unit_test(test_greedy),
+        cmocka_unit_test(test_logits),          cmocka_unit_test(test_logits_of_full_context),
+        cmocka_unit_test(test_logits_not_kept), cmocka_unit_test(test_steps),
+        cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests_name("engine dummy", tests, NULL, NULL);
 }

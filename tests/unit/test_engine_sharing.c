@@ -359,12 +359,12 @@ static void test_logits_between(void **state)
     engine_open(&c, &o, 2);
     engine_submit(&c, &request, &first);
     drain(&c);
-    assert_ok(rt_engine_logits(c.root, engine_prompt(700, 40, VOCAB), 40, count_rows, &rows));
+    assert_ok(rt_engine_logits(c.root, engine_prompt(700, 44, VOCAB), 44, count_rows, &rows));
     check_pages(c.root);
-    assert_int_equal(rows, 40);
+    assert_int_equal(rows, 44);
     engine_submit(&c, &request, &again);
     drain(&c);
-    const int left = c.root->kv.pages - 11; // pages of 40 tokens and one more
+    const int left = c.root->kv.pages - 11; // pages of 44 tokens
     engine_close(&c);
     engine_same("after logits", &again, &first, 1);
     assert_int_equal(again.stats.shared_tokens, left * 4 < 96 ? left * 4 : 96);
