@@ -124,13 +124,12 @@ static rt_status measure(const bench_model *m)
     return status;
 }
 
-// Blocks begin at multiples of the block length, wherever the prompt ends.
 static rt_status run(comm *c, const bench_args *args, int64_t tokens, json_t *rows)
 {
     if (args->batch > 1 && args->dummy == APP_NO_DUMMY)
         return RT_FAIL(RT_ERR_INVALID, "bench decode: --batch needs --dummy, whose requests start "
                                        "together");
-    return bench_with_engine(c, args, (int)tokens, WARM_UP + 1 + args->blocks, true, measure, rows);
+    return bench_with_engine(c, args, (int)tokens, WARM_UP + args->blocks, true, measure, rows);
 }
 
 const bench bench_decode = {

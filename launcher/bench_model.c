@@ -21,12 +21,19 @@ static rt_status random_ids(const rt_model_config *m, int tokens, int32_t **out)
     return RT_OK;
 }
 
+// Blocks begin at multiples of the block length, wherever the prompt ends: pages are for one more.
 static rt_status size_engine(const bench_args *args, int tokens, int blocks, bool skip_prefill,
                              rt_model_config *config, rt_engine_options *out)
 {
     const rt_config_overrides overrides = {.block_length = args->block, .mask_id = -1};
     RT_TRY(app_model_config(args->model, args->dummy, &overrides, config));
-    const long long each = tokens + (long long)blocks * config->block_length;
+    const long long answer = blocks ? (long long)blocks * config->block_length : 1;
+    const long long each = tokens + (blocks + 1LL) * config->block_length;
+    const int context = args->dummy == APP_NO_DUMMY ? config->max_positions : RT_CONFIG_MAX_CONTEXT;
+    if (tokens + answer > context)
+        return RT_FAIL(RT_ERR_LIMIT,
+                       "bench: %d tokens and %lld to answer are beyond the context of %d", tokens,
+                       answer, context);
     if (each * args->batch > 1 << 30)
         return RT_FAIL(RT_ERR_LIMIT, "%d requests of %lld tokens: too many", args->batch, each);
     *out = args->engine;

@@ -21,8 +21,9 @@ rt_status bench_in_engine(comm *c, const bench_args *args, const rt_engine_optio
                           int tokens, bench_model_fn *measure, json_t *rows);
 
 // Collective: opens an engine for `args->batch` requests of `tokens` tokens that grow by
-// `blocks` blocks, and lets rank 0 measure. Random weights have as long a context as it
-// takes; their prompts are not read, if `skip_prefill`.
+// `blocks` blocks (0: by a token), and lets rank 0 measure; refused where the model's context
+// is too short for that. Random weights have as long a context as it takes; their prompts are
+// not read, if `skip_prefill`.
 rt_status bench_with_engine(comm *c, const bench_args *args, int tokens, int blocks,
                             bool skip_prefill, bench_model_fn *measure, json_t *rows);
 

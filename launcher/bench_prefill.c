@@ -57,7 +57,7 @@ static rt_status measure(const bench_model *m)
 
 static rt_status run(comm *c, const bench_args *args, int64_t tokens, json_t *rows)
 {
-    return bench_with_engine(c, args, (int)tokens, 1, false, measure, rows);
+    return bench_with_engine(c, args, (int)tokens, 0, false, measure, rows);
 }
 
 const bench bench_prefill = {
