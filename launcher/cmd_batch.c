@@ -17,7 +17,7 @@ static const app_option options[] = {
     APP_OPTION_DUMMY(app_batch_args),
     {"model-name", 0, APP_TEXT, AT(model_name), 0, 0, "NAME", "the folder's",
      "what lines may call the model, and records do", NULL, NULL, NULL},
-    {"block-length", 0, APP_INT, AT(engine.block_length), 1, 4096, "N", CHECKPOINT,
+    {"block-length", 0, APP_INT, AT(engine.block_length), 1, RT_CONFIG_MAX_BLOCK, "N", CHECKPOINT,
      "tokens in a block", NULL, NULL, NULL},
     {"mask-id", 0, APP_INT, AT(engine.mask_id), 0, INT_MAX, "ID", CHECKPOINT,
      "id of the mask token", NULL, NULL, NULL},

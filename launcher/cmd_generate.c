@@ -13,7 +13,7 @@ enum { SESSIONS_MAX = 4096 }; // that an engine takes
 
 static const app_option options[] = {
     APP_OPTION_MODEL(app_generate_args),
-    {"block-length", 0, APP_INT, AT(engine.block_length), 1, 4096, "N", CHECKPOINT,
+    {"block-length", 0, APP_INT, AT(engine.block_length), 1, RT_CONFIG_MAX_BLOCK, "N", CHECKPOINT,
      "tokens in a block", NULL, NULL, NULL},
     {"mask-id", 0, APP_INT, AT(engine.mask_id), 0, INT_MAX, "ID", CHECKPOINT,
      "id of the mask token", NULL, NULL, NULL},
@@ -108,6 +108,7 @@ static rt_status check(void *target)
     for (size_t i = 0; i < args->stops.len; i++)
         if (!*args->stops.items[i])
             return RT_FAIL(RT_ERR_INVALID, "--stop: the text is empty");
+    RT_TRY(app_decoding_check(&args->request));
     RT_TRY(app_attention_check(&args->attention));
     args->engine.model_dir = args->model;
     args->engine.separate_commit = args->commit == 1;

@@ -47,8 +47,8 @@ typedef struct info {
 static const app_option options[] = {
     APP_OPTION_MODEL(info_args),
     APP_OPTION_DUMMY(info_args),
-    {"block-length", 0, APP_INT, AT(engine.block_length), 1, 4096, "N", "from the checkpoint",
-     "tokens in a block", NULL, NULL, NULL},
+    {"block-length", 0, APP_INT, AT(engine.block_length), 1, RT_CONFIG_MAX_BLOCK, "N",
+     "from the checkpoint", "tokens in a block", NULL, NULL, NULL},
     {"mask-id", 0, APP_INT, AT(engine.mask_id), 0, INT_MAX, "ID", "from the checkpoint",
      "id of the mask token", NULL, NULL, NULL},
     {"ranks", 'r', APP_INT, AT(ranks), 1, RANKS_MAX, "N", NULL, "split over so many ranks",

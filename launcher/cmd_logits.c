@@ -23,7 +23,7 @@ typedef struct logits_args {
 
 static const app_option options[] = {
     APP_OPTION_MODEL(logits_args),
-    {"block-length", 0, APP_INT, AT(engine.block_length), 1, 4096, "N", CHECKPOINT,
+    {"block-length", 0, APP_INT, AT(engine.block_length), 1, RT_CONFIG_MAX_BLOCK, "N", CHECKPOINT,
      "tokens in a block", NULL, NULL, NULL},
     {"context", 0, APP_INT, AT(engine.context), 0, INT_MAX, "N", NULL,
      "tokens to reserve KV pages for; 0: the model's length", NULL, NULL, NULL},

@@ -4,10 +4,14 @@
 #define LAUNCHER_DECODING_OPTIONS_H
 
 #include "launcher/options.h"
+#include "runtime/engine/engine.h"
 
 #include <limits.h>
 
 app_choices app_strategy_choice, app_commit_choice;
+
+// What depends on two options.
+rt_status app_decoding_check(const rt_request *request);
 
 // Rows of the option table; A is the argument struct, with an rt_request `request` and an
 // int `commit` (1: separate).
@@ -35,8 +39,8 @@ app_choices app_strategy_choice, app_commit_choice;
      "from the checkpoint", "below 1e-6: the most likely token", "Sampling", NULL, NULL},                   \
     {"top-k", 0, APP_INT, offsetof(A, request.top_k), 0, INT_MAX, "N", "from the checkpoint",      \
      "0: off", NULL, NULL, NULL},                                                                  \
-    {"top-p", 0, APP_REAL, offsetof(A, request.top_p), 0, 1, "X", "from the checkpoint", "1: off", \
-     NULL, NULL, NULL},                                                                            \
+    {"top-p", 0, APP_REAL, offsetof(A, request.top_p), 1e-6, 1, "X", "from the checkpoint",        \
+     "1: off", NULL, NULL, NULL},                                                                  \
     {"seed", 0, APP_U64, offsetof(A, request.seed), 0, 0, "N", NULL, "of the random numbers",      \
      NULL, NULL, NULL}
 // clang-format on

@@ -37,8 +37,7 @@ static rt_status add_prompt(const app_answers *a, size_t index, json_t *result)
     const char *name = a->prompts->items[index].name;
     json_t *prompt = json_pack("{s:i, s:s*}", "index", (int)index, "file", name);
     if (json_object_set_new(result, "prompt", prompt) != 0)
-        return RT_FAIL(RT_ERR_INTERNAL, "%s: no memory, or a name that is not UTF-8",
-                       name ? name : "result");
+        return RT_FAIL(RT_ERR_NOMEM, "out of memory: result");
     return RT_OK;
 }
 

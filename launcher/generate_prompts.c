@@ -43,12 +43,22 @@ static rt_status read_prompt(const app_generate_args *args, size_t i, app_prompt
     return RT_OK;
 }
 
+// Results of several prompts name them, in JSON.
+static rt_status check_name(const char *name)
+{
+    json_t *text = json_string(name);
+    json_decref(text);
+    return text ? RT_OK : RT_FAIL(RT_ERR_INVALID, "%s: the file's name is not UTF-8", name);
+}
+
 rt_status app_prompts_read(const app_generate_args *args, app_prompts *out)
 {
     const size_t count = app_prompts_count(args);
     *out = (app_prompts){0};
     RT_TRY(RT_ALLOC(out->items, count, "prompts"));
     out->count = count;
+    for (size_t i = 0; i < args->prompt_files.len && count > 1; i++)
+        RT_TRY(check_name(args->prompt_files.items[i]));
     for (size_t i = 0; i < count; i++)
         RT_TRY(read_prompt(args, i, &out->items[i]));
     return RT_OK;

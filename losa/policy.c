@@ -139,22 +139,26 @@ static rt_status check_share(const char *name, double value)
     return RT_FAIL(RT_ERR_INVALID, "%s %g: must be 0 to 1", name, value);
 }
 
+enum { PAGE_MIN = 4, PAGE_MAX = 256 };
+
+static rt_status check_budget(const char *name, int tokens, int min)
+{
+    const int max = INT_MAX - PAGE_MAX; // rounded up to pages it is still an int
+    if (tokens >= min && tokens <= max)
+        return RT_OK;
+    return RT_FAIL(RT_ERR_INVALID, "%s %d: must be %d to %d tokens", name, tokens, min, max);
+}
+
 rt_status losa_config_check(const losa_config *config)
 {
-    enum { PAGE_MIN = 4, PAGE_MAX = 256 };
     if (!config->policy)
         return RT_FAIL(RT_ERR_INVALID, "attention policy: none given");
     if (config->page < PAGE_MIN || config->page > PAGE_MAX || (config->page & (config->page - 1)))
         return RT_FAIL(RT_ERR_INVALID, "page size %d: must be a power of two, %d to %d",
                        config->page, PAGE_MIN, PAGE_MAX);
-    if (config->budget < 1 || config->budget > INT_MAX - PAGE_MAX)
-        return RT_FAIL(RT_ERR_INVALID, "budget %d: must be at least 1 token", config->budget);
-    if (config->first_budget < 0 || config->first_budget > INT_MAX - PAGE_MAX)
-        return RT_FAIL(RT_ERR_INVALID, "first budget %d: must not be negative",
-                       config->first_budget);
-    if (config->scan_budget < 1 || config->scan_budget > INT_MAX - PAGE_MAX)
-        return RT_FAIL(RT_ERR_INVALID, "scan budget %d: must be at least 1 token",
-                       config->scan_budget);
+    RT_TRY(check_budget("budget", config->budget, 1));
+    RT_TRY(check_budget("first budget", config->first_budget, 0));
+    RT_TRY(check_budget("scan budget", config->scan_budget, 1));
     const bool counted = config->rule == KERN_ACTIVE_TOPK || config->rule == KERN_ACTIVE_NEW_TOPK;
     if (counted && config->active_k < (config->rule == KERN_ACTIVE_TOPK ? 1 : 0))
         return RT_FAIL(RT_ERR_INVALID, "active rule: %d tokens are too few", config->active_k);

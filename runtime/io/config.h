@@ -12,6 +12,7 @@
 
 enum {
     RT_CONFIG_MAX_STOPS = 16,
+    RT_CONFIG_MAX_BLOCK = 1024,
     RT_CONFIG_MAX_CONTEXT = 1 << 20, // tokens that are used of a longer context
 };
 

@@ -8,7 +8,6 @@
 #include "runtime/io/config.h"
 
 enum {
-    RT_CONFIG_MAX_BLOCK = 1024,
     RT_CONFIG_MAX_VOCAB = 1 << 24,
     RT_CONFIG_MAX_POSITIONS = 1 << 30,
     RT_CONFIG_MAX_BYTES = 256 << 20, // of a JSON file; tokenizer.json is the large one

@@ -37,10 +37,10 @@ static void test_budgets(void **state)
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         losa_config config = losa_config_default();
         config.budget = wrong[i];
-        refuse_config(&config, "budget", "at least 1 token");
+        refuse_config(&config, "budget", "must be 1 to 2147483391 tokens");
         config = losa_config_default();
         config.scan_budget = wrong[i];
-        refuse_config(&config, "scan budget", "at least 1 token");
+        refuse_config(&config, "scan budget", "must be 1 to 2147483391 tokens");
     }
 }
 
@@ -82,7 +82,7 @@ static void test_shares(void **state)
     }
     losa_config config = losa_config_default();
     config.first_budget = -1;
-    refuse_config(&config, "first budget -1", "must not be negative");
+    refuse_config(&config, "first budget -1", "must be 0 to 2147483391 tokens");
     config = losa_config_default();
     config.refresh = -1;
     refuse_config(&config, "refresh -1", "must not be negative");
