@@ -3,15 +3,10 @@
 
 #include "runtime/base/mem.h"
 
-static bool reuses(const losa_config *config)
+bool losa_uses_cache(const losa_config *config)
 {
     return config->policy->readers == LOSA_READ_ACTIVE ||
            config->policy->schedule == LOSA_STEPS_REFRESH;
-}
-
-bool losa_uses_cache(const losa_config *config)
-{
-    return reuses(config);
 }
 
 int losa_kind_order(const losa_config *config, int seg_kind)
@@ -49,7 +44,7 @@ static rt_status open_kept(losa_state *s, kern_kept_lists *kept)
 static rt_status open_layers(losa_state *s)
 {
     const size_t block_rows = (size_t)s->limits.sessions * (size_t)s->limits.block;
-    const size_t slots = reuses(&s->config) ? block_rows : 1;
+    const size_t slots = losa_uses_cache(&s->config) ? block_rows : 1;
     const size_t heads = (size_t)s->heads;
     kern_use_for(s->group.dev, KERN_USE_CACHE);
     RT_TRY(RT_ALLOC(s->layers, (size_t)s->limits.layers, "LoSA layer caches"));

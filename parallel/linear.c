@@ -1,12 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensor-parallel linears: a kernel on the local shard, then at most one sum.
+// Tensor-parallel linears: a kernel on the local shard, then one sum.
 #include "parallel/linear.h"
-
-rt_status par_linear_column(const par_group *g, const kern_linear_args *args)
-{
-    RT_CHECK_ARG(g && args);
-    return kern_linear(g->dev, args);
-}
 
 rt_status par_linear_row(const par_group *g, const kern_linear_args *args,
                          const kern_rmsnorm_args *norm)

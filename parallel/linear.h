@@ -12,8 +12,7 @@ typedef struct par_group {
     comm *comm;
 } par_group;
 
-// Column-parallel: each rank computes its own output columns; no communication.
-rt_status par_linear_column(const par_group *g, const kern_linear_args *args);
+// Column-parallel linears are kern_linear on a rank's own output columns.
 // Row-parallel: each rank multiplies its slice of k; the results are summed over the ranks
 // and, as norm->add, added to the residual stream norm->x, which is then complete and the
 // same everywhere. args->y is norm->add and worthless afterwards. No bias.

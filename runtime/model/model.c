@@ -168,7 +168,7 @@ static rt_status project_qkv(rt_model *m, const rt_layer_weights *w, const kern_
         .n = qkv_cols(m),
         .k = m->config.hidden,
     };
-    RT_TRY(par_linear_column(&m->group, &qkv));
+    RT_TRY(kern_linear(m->group.dev, &qkv));
     const kern_qk_rope_args rope = {
         .qkv = m->qkv,
         .q_norm = w->q_norm,
@@ -224,7 +224,7 @@ static rt_status mlp(rt_model *m, const rt_layer_weights *w, const kern_buf *nex
         .n = 2 * ffn,
         .k = m->config.hidden,
     };
-    RT_TRY(par_linear_column(&m->group, &gate_up));
+    RT_TRY(kern_linear(m->group.dev, &gate_up));
     const kern_swiglu_args swiglu = {
         .gate_up = m->gate_up, .out = m->ffn, .rows = rows, .cols = ffn};
     RT_TRY(kern_swiglu(m->group.dev, &swiglu));
@@ -276,7 +276,7 @@ rt_status rt_model_head(rt_model *m, const kern_buf *index, int rows, const kern
         .n = m->plan.vocab.count,
         .k = m->config.hidden,
     };
-    RT_TRY(par_linear_column(&m->group, &head));
+    RT_TRY(kern_linear(m->group.dev, &head));
     *logits = m->logits;
     return RT_OK;
 }

@@ -47,11 +47,11 @@ static kern_buf *slice(kern_dtype dtype, const float *src, size_t rows, size_t c
     return buf;
 }
 
-static void reference(const float *x, const float *w, const float *bias, double *y)
+static void reference(const float *x, const float *w, double *y)
 {
     for (int r = 0; r < ROWS; r++)
         for (int n = 0; n < N; n++) {
-            double sum = bias ? (double)bias[n] : 0.0;
+            double sum = 0;
             for (int k = 0; k < K; k++)
                 sum += (double)x[r * K + k] * (double)w[n * K + k];
             y[r * N + n] = sum;
@@ -60,38 +60,6 @@ static void reference(const float *x, const float *w, const float *bias, double 
 
 // |terms| < 1 and about K roundings of sums below K, generously.
 static const double TOLERANCE = K * 0x1p-22;
-
-static void test_column(void **state)
-{
-    (void)state;
-    float x[ROWS * K], w[N * K], bias[N], y[ROWS * N];
-    double want[ROWS * N];
-    fill(1, x, ROWS * K);
-    fill(2, w, N * K);
-    fill(3, bias, N);
-    reference(x, w, bias, want);
-
-    int n = N / comm_ranks(group.comm), first = n * comm_rank(group.comm);
-    kern_dtype weight = kern_dev_weight_dtype(group.dev, KERN_F32);
-    kern_linear_args args = {.x = slice(KERN_F32, x, ROWS, K, K),
-                             .w = slice(weight, w + first * K, (size_t)n, K, K),
-                             .bias = slice(KERN_F32, bias + first, 1, (size_t)n, (size_t)n),
-                             .y = new_buf(KERN_F32, (size_t)(ROWS * n)),
-                             .rows = ROWS,
-                             .n = n,
-                             .k = K};
-    uint64_t calls = comm_count(group.comm, COMM_HIDDEN).calls;
-    assert_int_equal(par_linear_column(&group, &args), RT_OK);
-    assert_int_equal(comm_count(group.comm, COMM_HIDDEN).calls - calls, 0);
-    assert_int_equal(kern_read(args.y, 0, y, (size_t)(ROWS * n)), RT_OK);
-    for (int r = 0; r < ROWS; r++)
-        for (int i = 0; i < n; i++)
-            assert_true(fabs((double)y[r * n + i] - want[r * N + first + i]) <= TOLERANCE);
-    kern_buf_free((kern_buf *)args.x);
-    kern_buf_free((kern_buf *)args.w);
-    kern_buf_free((kern_buf *)args.bias);
-    kern_buf_free(args.y);
-}
 
 static void check_normed(const kern_buf *out, const double *want)
 {
@@ -114,7 +82,7 @@ static void test_row(void **state)
     double want[ROWS * N];
     fill(1, x, ROWS * K);
     fill(2, w, N * K);
-    reference(x, w, NULL, want);
+    reference(x, w, want);
     for (int i = 0; i < N; i++)
         ones[i] = 1.0f;
 
@@ -210,7 +178,6 @@ static int close_group(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_column),
         cmocka_unit_test(test_row),
         cmocka_unit_test(test_embed),
     };
