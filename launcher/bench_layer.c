@@ -72,6 +72,14 @@ static rt_status open_rows(bench_layer *l, int cols, kern_buf **out)
     return kern_fill_normal(l->group.dev, &fill);
 }
 
+static rt_status check_size(const bench_layer *l)
+{
+    const long long each = (long long)l->prefix + l->block;
+    if (each * l->requests > 1 << 30) // pages are numbered by an int
+        return RT_FAIL(RT_ERR_LIMIT, "%d requests of %lld tokens: too many", l->requests, each);
+    return RT_OK;
+}
+
 rt_status bench_layer_open(bench_layer *l, const par_group *group, const bench_args *args,
                            int prefix)
 {
@@ -85,6 +93,7 @@ rt_status bench_layer_open(bench_layer *l, const par_group *group, const bench_a
     l->requests = args->batch;
     l->active = args->active;
     l->prefix = prefix < l->block ? l->block : prefix / l->block * l->block;
+    RT_TRY(check_size(l));
     RT_TRY(open_pages(l, args));
     const losa_limits limits = {
         .layers = l->layers,

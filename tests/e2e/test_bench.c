@@ -214,6 +214,19 @@ static void test_usage(void **state)
     }
 }
 
+// More pages than an int can number.
+static void test_too_large(void **state)
+{
+    (void)state;
+    run_args args = {0};
+    split("bench attention 256M --batch 64 --policies dense:page-size=4", &args);
+    run_result got = run_losa(&(run_job){.args = &args, .limit = LIMIT});
+    if (got.status != 1 || !strstr(got.err, "64 requests of 268435472 tokens: too many"))
+        fail_msg("status %d: %s", got.status, got.err);
+    run_args_free(&args);
+    run_result_free(&got);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -221,6 +234,7 @@ int main(void)
         cmocka_unit_test(test_models),    cmocka_unit_test(test_scheduler),
         cmocka_unit_test(test_comm),      cmocka_unit_test(test_csv),
         cmocka_unit_test(test_usage),     cmocka_unit_test(test_long_policies),
+        cmocka_unit_test(test_too_large),
     };
     const int skip = run_ready();
     return skip ? skip : cmocka_run_group_tests_name("bench", tests, NULL, NULL);
