@@ -165,10 +165,18 @@ static rt_status open_attention(rt_engine *e, int max_pages)
     return e->options.trace_plans ? losa_observe(e->attention, show_plan, e) : RT_OK;
 }
 
+// The most that one request can hold.
+static int request_pages(const rt_engine *e)
+{
+    const int span = round_up(e->config.max_positions, e->config.block_length);
+    const int pages = rt_engine_pages(e, span);
+    return pages < e->pages ? pages : e->pages;
+}
+
 static rt_status open_model(rt_engine *e)
 {
     const rt_model_limits limits = {
-        .positions = round_up(e->config.max_positions, e->config.block_length),
+        .positions = request_pages(e) * e->options.attention.page,
         .rows = max_rows(e),
         .head_rows = max_head_rows(e),
     };
@@ -242,15 +250,13 @@ static bool records(const rt_engine *e)
 static rt_status open_state(rt_engine *e)
 {
     const size_t sessions = (size_t)e->options.max_sessions;
-    const int max_pages =
-        rt_engine_pages(e, round_up(e->config.max_positions, e->config.block_length));
+    const int pages = request_pages(e);
     RT_TRY(RT_ALLOC(e->slots, sessions, "slots"));
     RT_TRY(RT_ALLOC(e->running, sessions, "slots"));
     RT_TRY(kern_buf_new_shared(e->dev, KERN_I64, (size_t)max_segs(e) * KERN_COUNT_N, "counters",
                                &e->counts));
     RT_TRY(RT_ALLOC(e->results, sessions * (size_t)comm_ranks(e->group.comm), "results"));
     RT_TRY(open_kvcache(e));
-    const int pages = max_pages < e->kv.pages ? max_pages : e->kv.pages;
     RT_TRY(rt_batch_open(e->dev, max_rows(e), max_segs(e), pages, &e->batch));
     RT_TRY(open_attention(e, pages));
     RT_TRY(open_denoise(e));

@@ -96,6 +96,9 @@ static void test_taken(void **state)
     other.qkv_bias = other.qk_norm = other.shifted = other.tied_head = true;
     const rt_engine_options o = options_of(&other);
     check_taken(&o, 2);
+    rt_engine_options little = options_of(&small);
+    little.context = 48;
+    check_taken(&little, 2);
     rt_engine_options stored = engine_options("models/needle-11m");
     stored.context = 1000;
     check_taken(&stored, 2);
@@ -121,6 +124,12 @@ static void test_shapes(void **state)
         assert_int_equal(m.reserve, 0);
         weights += m.bytes[KERN_USE_WEIGHTS];
     }
+    // No position is beyond the pages that there are.
+    rt_memory little;
+    o.context = 64;
+    plan_of(&o, 0, 1, &little);
+    assert_int_equal(little.pages, (64 + 3 * (4 + 16) + 15) / 16);
+    assert_int_equal(little.bytes[KERN_USE_TABLES], 2 * little.pages * 16 * 8 * 4);
     const size_t layer = 32 * (4 + 2 * 2) * 16 + 32 * 4 * 16 + 3 * 32 * 48, norms = 3 * 2 * 32 + 32;
     assert_int_equal(weights, 4 * (3 * layer + 2 * 101 * 32 + 2 * norms)); // norms on both ranks
 }
