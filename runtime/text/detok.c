@@ -24,15 +24,15 @@ static bool token_bytes(const rt_detok *d, int32_t id, const char **bytes, size_
     if (id < 0 || (size_t)id >= v->size)
         return false;
     const rt_tok_entry *e = &v->entries[id];
-    if (e->added >= 0) {
-        const rt_tok_added *added = &d->tok->added[e->added];
+    const rt_tok_added *added = e->added >= 0 ? &d->tok->added[e->added] : NULL;
+    if (added && !(e->flags & RT_TOK_BYTES)) {
         *bytes = added->text;
         *len = added->len;
-        return !added->special || d->keep_special;
+    } else {
+        *bytes = v->pool.data + e->off;
+        *len = e->len;
     }
-    *bytes = v->pool.data + e->off;
-    *len = e->len;
-    return e->flags != 0;
+    return added ? !added->special || d->keep_special : e->flags != 0;
 }
 
 rt_status rt_detok_open(const rt_tokenizer *tok, bool keep_special, rt_detok **out)

@@ -22,28 +22,25 @@ static rt_status refuse(const scan *s, const char *start, size_t len, const char
                    (size_t)(start - s->pattern), (int)len, start, why);
 }
 
-// \p{L}, \p{Lu}, \pL: general categories only. `at` is on the p.
+// \p{L}, \p{^Lu}: general categories only. \pL is a p and an L in Oniguruma, and refused.
+// `at` is on the p.
 static rt_status check_property(scan *s)
 {
     const char *start = s->at - 1, *p = s->at + 1;
-    bool braced = *p == '{';
-    if (braced)
+    bool known = *p == '{';
+    if (known && *++p == '^')
         p++;
-    if (braced && *p == '^')
-        p++;
-    bool known = *p && strchr("LMNPSZC", *p);
-    if (known)
-        p++;
-    if (known && braced && *p != '}') {
+    known = known && *p && strchr("LMNPSZC", *p);
+    if (known && *++p != '}') {
         known = *p && strchr("ulmotcednskifp", *p);
         p++;
     }
-    if (!known || (braced && *p++ != '}')) {
+    if (!known || *p != '}') {
         size_t len = strcspn(start, "}");
         return refuse(s, start, len < 32 ? len + (start[len] == '}') : 32,
-                      "a property other than a general category");
+                      "a property other than a general category in braces");
     }
-    s->at = p;
+    s->at = p + 1;
     return RT_OK;
 }
 

@@ -219,6 +219,37 @@ static void mask_in_user_content(void **state)
     json_decref(root);
 }
 
+// An added token that the vocabulary has too is written as the vocabulary's: a space, not the
+// letter that stands for it there.
+static void added_twice(void **state)
+{
+    (void)state;
+    static const char text[] = "see a cat";
+    json_t *root = golden_needle_json();
+    const char *content = "\304\240a"; // U+0120, a
+    const json_t *id =
+        json_object_get(json_object_get(json_object_get(root, "model"), "vocab"), content);
+    assert_non_null(id);
+    json_array_append_new(json_object_get(root, "added_tokens"),
+                          json_pack("{s:I, s:s, s:b}", "id", json_integer_value(id), "content",
+                                    content, "special", 0));
+    rt_tokenizer *tok;
+    rt_ids ids = {0};
+    assert_ok(golden_parse(root, "twice", &tok));
+    assert_ok(rt_tokenizer_encode(tok, text, sizeof text - 1, RT_SPECIAL_TEXT, &ids));
+    rt_str out = {0};
+    rt_detok *d;
+    assert_ok(rt_detok_open(tok, false, &d));
+    assert_ok(rt_detok_push(d, ids.data, ids.len, &out));
+    assert_ok(rt_detok_flush(d, &out));
+    assert_string_equal(out.data, text);
+    rt_detok_close(d);
+    rt_str_free(&out);
+    rt_ids_free(&ids);
+    rt_tokenizer_close(tok);
+    json_decref(root);
+}
+
 static void encode_appends(void **state)
 {
     (void)state;
@@ -291,15 +322,11 @@ static void share_between_threads(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(encode_qwen3),
-        cmocka_unit_test(encode_needle),
-        cmocka_unit_test(encode_variants),
-        cmocka_unit_test(decode_qwen3),
-        cmocka_unit_test(decode_needle),
-        cmocka_unit_test(look_up),
-        cmocka_unit_test(mask_in_user_content),
-        cmocka_unit_test(encode_appends),
-        cmocka_unit_test(hold_back),
+        cmocka_unit_test(encode_qwen3),          cmocka_unit_test(encode_needle),
+        cmocka_unit_test(encode_variants),       cmocka_unit_test(decode_qwen3),
+        cmocka_unit_test(decode_needle),         cmocka_unit_test(look_up),
+        cmocka_unit_test(mask_in_user_content),  cmocka_unit_test(added_twice),
+        cmocka_unit_test(encode_appends),        cmocka_unit_test(hold_back),
         cmocka_unit_test(share_between_threads),
     };
     return cmocka_run_group_tests(tests, open_tokenizers, close_tokenizers);

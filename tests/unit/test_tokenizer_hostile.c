@@ -191,6 +191,7 @@ static void regexes(void **state)
         {"\\p{Alphabetic}", "a property other than a general category"},
         {"\\p{L", "a property other than a general category"},
         {"\\p{", "a property other than a general category"},
+        {"\\pL+|.", "'\\pL+|.': a property other than a general category in braces"},
         {"\\p", "a property other than a general category"},
         {"\\", "'\\'"},
         {"(?i)a", "'(?i)': this kind of group"},
