@@ -6,7 +6,9 @@
 
 #include "runtime/base/file.h"
 #include "runtime/base/mem.h"
+#include "runtime/base/utf8.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -32,24 +34,32 @@ static rt_status check(void *target)
 // "out/losa.json" -> "losa"; "losa#2" for the second of several results.
 static json_t *title_of(const char *path, size_t index, size_t count)
 {
-    char title[TITLE_MAX];
-    const char *slash = strrchr(path, '/');
-    snprintf(title, sizeof title, "%s", slash ? slash + 1 : path);
-    char *dot = strrchr(title, '.');
-    if (dot && dot != title)
-        *dot = '\0';
-    return count > 1 ? json_sprintf("%s#%zu", title, index + 1) : json_string(title);
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    const char *dot = strrchr(name, '.');
+    const size_t len = dot && dot != name ? (size_t)(dot - name) : strlen(name);
+    rt_str title = {0};
+    size_t rest;
+    json_t *out = NULL;
+    if (rt_utf8_append(&title, name, len < TITLE_MAX ? len : TITLE_MAX, &rest) == RT_OK)
+        out = count > 1 ? json_sprintf("%s#%zu", title.data, index + 1) : json_string(title.data);
+    rt_str_free(&title);
+    return out;
 }
 
-// One object a line.
+// One object a line; blank lines are passed over.
 static rt_status parse_lines(const char *text, const char *path, json_t *objects)
 {
-    for (const char *line = text; *line;) {
+    char where[PATH_MAX];
+    size_t number = 1;
+    for (const char *line = text; *line; number++) {
         const size_t len = strcspn(line, "\n");
         json_t *object;
-        RT_TRY(rt_json_parse(line, len, path, &object));
-        if (json_array_append_new(objects, object) != 0)
-            return RT_FAIL(RT_ERR_NOMEM, "%s: no memory", path);
+        snprintf(where, sizeof where, "%s:%zu", path, number);
+        if (strspn(line, " \t\r") < len) {
+            RT_TRY(rt_json_parse(line, len, where, &object));
+            if (json_array_append_new(objects, object) != 0)
+                return RT_FAIL(RT_ERR_NOMEM, "%s: no memory", path);
+        }
         line += len + (line[len] == '\n');
     }
     return RT_OK;

@@ -152,7 +152,7 @@ static void measure(const app_plot *plot, axis *x, axis *y)
     round_axis(y);
 }
 
-// A square, a circle, a diamond or a triangle.
+// A circle, a square, a diamond or a triangle.
 static rt_status put_mark(rt_str *out, size_t series, double x, double y)
 {
     const char *colour = colours[series % COLOURS];

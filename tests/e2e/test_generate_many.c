@@ -248,6 +248,28 @@ static void check_refused(const run_args *args, int ranks, int status, const cha
     run_result_free(&result);
 }
 
+// The heading of a long name is cut between characters; blank lines are passed over, and a bad line
+// is named.
+static void test_report_of_odd_files(void **state)
+{
+    (void)state;
+    static const char line[] = "{\"stats\": {\"ranks\": 1}, \"text\": \"a\"}\n";
+    char text[3 * sizeof line];
+    const char *path = run_temp("aaar\xc3\xa9sum\xc3\xa9-r\xc3\xa9sum\xc3\xa9-r\xc3\xa9sum\xc3\xa9-"
+                                "r\xc3\xa9sum\xc3\xa9.jsonl");
+    const int len = snprintf(text, sizeof text, "%s\n%s", line, line);
+    run_write(path, text, (size_t)len);
+    run_args args = {0};
+    run_arg(&args, "report");
+    run_arg(&args, "%s", path);
+    run_result result = run_ok(0, &args, LIMIT);
+    assert_non_null(strstr(result.out, "m\xc3\xa9-r#2"));
+    run_result_free(&result);
+    run_write(path, "{}\n}\n", 5);
+    check_refused(&args, 0, FAILED, ".jsonl:2: ", "expected");
+    run_args_free(&args);
+}
+
 static void test_one_bad_prompt(void **state)
 {
     (void)state;
@@ -292,13 +314,10 @@ int main(void)
     if (run_ready())
         return RUN_SKIP;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_json_lines),
-        cmocka_unit_test(test_plain_text),
-        cmocka_unit_test(test_texts),
-        cmocka_unit_test(test_shared),
-        cmocka_unit_test(test_report),
-        cmocka_unit_test(test_one_bad_prompt),
-        cmocka_unit_test(test_standard_input_once),
+        cmocka_unit_test(test_json_lines),     cmocka_unit_test(test_plain_text),
+        cmocka_unit_test(test_texts),          cmocka_unit_test(test_shared),
+        cmocka_unit_test(test_report),         cmocka_unit_test(test_report_of_odd_files),
+        cmocka_unit_test(test_one_bad_prompt), cmocka_unit_test(test_standard_input_once),
     };
     return cmocka_run_group_tests_name("generate many", tests, prepare, forget);
 }
