@@ -21,9 +21,7 @@ static rt_status read_file(const char *path, rt_str *out)
     size_t len;
     RT_TRY(rt_file_read(path, PROMPT_MAX, &text, &len));
     if (len > 0 && text[len - 1] == '\n')
-        len--;
-    if (len > 0 && text[len - 1] == '\r')
-        len--;
+        len -= len > 1 && text[len - 2] == '\r' ? 2 : 1;
     const rt_status status = rt_str_append(out, text, len);
     rt_free(text);
     return status;
