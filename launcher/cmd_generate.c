@@ -32,6 +32,10 @@ static const app_option options[] = {
      "read the prompt from a UTF-8 file (- is standard input); one newline at its end is dropped; "
      "may be given again",
      NULL, NULL, NULL},
+    {"document", 0, APP_TEXT, AT(document), 0, 0, "FILE", "none",
+     "a text that stands before every prompt, with an empty line between; however many prompts "
+     "there are, it is computed once",
+     NULL, NULL, NULL},
     {"chat", 'c', APP_FLAG, AT(request.chat), 0, 0, NULL, NULL,
      "send the prompt as the user's turn of a chat (ChatML)", NULL, NULL, NULL},
     {"system", 0, APP_TEXT, AT(request.system), 0, 0, "TEXT", NULL,
@@ -87,7 +91,7 @@ static rt_status check_prompts(const app_generate_args *args)
 {
     if (!args->prompts.len == !args->prompt_files.len)
         return RT_FAIL(RT_ERR_INVALID, "give either --prompt or --prompt-file");
-    size_t standard = 0;
+    size_t standard = args->document && strcmp(args->document, "-") == 0;
     for (size_t i = 0; i < args->prompt_files.len; i++)
         standard += strcmp(args->prompt_files.items[i], "-") == 0;
     if (standard > 1)
@@ -127,7 +131,8 @@ const app_command app_cmd_generate = {
         "JSON object a line that also has prompt.index and prompt.file. All are checked before "
         "the\n"
         "first one runs. What else runs changes nothing in an answer.\n"
-        "Exit status: 0 done, 1 failed, 2 wrong usage, 130 or 143 ended by Ctrl-C or SIGTERM.\n"
+        "Exit status: 0 done, 1 failed, 2 wrong usage, 130 or 143 ended by Ctrl-C or SIGTERM\n"
+        "(mpirun itself then ends with 1).\n"
         "A second Ctrl-C ends the program at once.\n",
     .table = {options, sizeof options / sizeof options[0]},
     .args_size = sizeof(app_generate_args),

@@ -14,6 +14,7 @@ typedef struct app_generate_args {
     app_common common;
     const char *model;
     app_list prompts, prompt_files; // one of them is empty
+    const char *document;           // of the file that comes before every prompt, or NULL
     rt_engine_options engine;       // max_sessions 0: as many as there are prompts, to a limit
     rt_request request;
     app_list stops;
@@ -43,7 +44,7 @@ rt_status app_prompts_read(const app_generate_args *args, app_prompts *out);
 void app_prompts_free(app_prompts *prompts);
 // What is asked with a prompt, without callbacks.
 rt_request app_prompt_request(const app_generate_args *args, const app_prompt *prompt);
-// Names a refused prompt, if there are several, in the last error's message; `status`.
+// Names a refused prompt's file, or which of several it is, in the last error's message; `status`.
 rt_status app_prompt_refused(const app_prompts *prompts, size_t i, rt_status status);
 // Tokens of KV pages that the prompts and their answers may need at once.
 rt_status app_prompts_context(const app_generate_args *args, const app_prompts *prompts,

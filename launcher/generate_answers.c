@@ -4,6 +4,7 @@
 #include "launcher/generate.h"
 #include "launcher/report.h"
 
+#include "runtime/base/log.h"
 #include "runtime/base/mem.h"
 
 #include <errno.h>
@@ -63,12 +64,22 @@ free_out:
     return status;
 }
 
-// Of one prompt the text has been streamed already.
+static void warn_of_cut(const app_answers *a, size_t index)
+{
+    const json_t *finish = json_object_get(a->results[index], "finish_reason");
+    if (strcmp(json_string_value(finish), rt_finish_name(RT_FINISH_LENGTH)) == 0)
+        rt_log(RT_LOG_WARN, "answer %zu of %zu ends at its most tokens (--max-tokens)", index + 1,
+               a->prompts->count);
+}
+
+// Of one prompt the text has been streamed already. JSON says why an answer ends.
 static rt_status print(const app_answers *a, size_t index)
 {
     if (a->args->json)
         return app_report_write(a->results[index], "-");
-    return a->prompts->count > 1 ? print_text(a, index) : app_write_text("\n", 1);
+    RT_TRY(a->prompts->count > 1 ? print_text(a, index) : app_write_text("\n", 1));
+    warn_of_cut(a, index);
+    return RT_OK;
 }
 
 rt_status app_answers_take(app_answers *a, size_t index, const rt_result *result)

@@ -27,8 +27,10 @@ static rt_status read_file(const char *path, rt_str *out)
     return status;
 }
 
-static rt_status read_prompt(const app_generate_args *args, size_t i, app_prompt *out)
+static rt_status read_prompt(const app_generate_args *args, const rt_str *before, size_t i,
+                             app_prompt *out)
 {
+    RT_TRY(rt_str_append(&out->text, before->data, before->len));
     if (args->prompts.len) {
         RT_TRY(rt_str_puts(&out->text, args->prompts.items[i]));
     } else {
@@ -49,6 +51,15 @@ static rt_status check_name(const char *name)
     return text ? RT_OK : RT_FAIL(RT_ERR_INVALID, "%s: the file's name is not UTF-8", name);
 }
 
+// The document and an empty line; nothing without one.
+static rt_status read_document(const app_generate_args *args, rt_str *out)
+{
+    if (!args->document)
+        return RT_OK;
+    RT_TRY(read_file(args->document, out));
+    return rt_str_puts(out, "\n\n");
+}
+
 rt_status app_prompts_read(const app_generate_args *args, app_prompts *out)
 {
     const size_t count = app_prompts_count(args);
@@ -57,9 +68,12 @@ rt_status app_prompts_read(const app_generate_args *args, app_prompts *out)
     out->count = count;
     for (size_t i = 0; i < args->prompt_files.len && count > 1; i++)
         RT_TRY(check_name(args->prompt_files.items[i]));
-    for (size_t i = 0; i < count; i++)
-        RT_TRY(read_prompt(args, i, &out->items[i]));
-    return RT_OK;
+    rt_str document = {0};
+    rt_status status = read_document(args, &document);
+    for (size_t i = 0; i < count && status == RT_OK; i++)
+        status = read_prompt(args, &document, i, &out->items[i]);
+    rt_str_free(&document);
+    return status;
 }
 
 void app_prompts_free(app_prompts *prompts)
@@ -72,10 +86,10 @@ void app_prompts_free(app_prompts *prompts)
 rt_status app_prompt_refused(const app_prompts *prompts, size_t i, rt_status status)
 {
     const char *name = prompts->items[i].name;
-    if (prompts->count == 1)
-        return status;
     if (name)
         return RT_FAIL(status, "%s: %s", name, rt_last_error());
+    if (prompts->count == 1)
+        return status;
     return RT_FAIL(status, "--prompt %zu of %zu: %s", i + 1, prompts->count, rt_last_error());
 }
 

@@ -129,8 +129,8 @@ static rt_status check_room(const rt_engine *e, rt_session *s)
     if (need > e->kv.pages)
         return RT_FAIL(
             RT_ERR_LIMIT,
-            "prompt of %d tokens and %d new ones: %d KV pages of %d needed, there are %d (give "
-            "context or KV memory for more, or ask for fewer new tokens)",
+            "prompt of %d tokens and %d new ones: %d KV pages of %d needed, there are %d "
+            "(--context or --kv-memory for more, --max-tokens for fewer)",
             prompt, s->request.max_tokens, need, e->options.attention.page, e->kv.pages);
     // The last row of a shifted model's prompt decides the first token after it: that row is
     // computed for every request, with its block.

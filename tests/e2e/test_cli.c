@@ -297,7 +297,7 @@ static const refusal refusals[] = {
      {"bad\xff", "UTF-8"}},
     {"bench decode 120 --model @tiny", FAILED, {"120", "20", "128"}},
     {"bench prefill 128 --model @tiny", FAILED, {"128", "1 to answer"}},
-    {"generate --model %NEEDLE --prompt a --max-tokens 4 --stats-file @no/x.json",
+    {"generate --model %NEEDLE --prompt a --max-tokens 4 -q --stats-file @no/x.json",
      FAILED,
      {"no/x.json"}},
     {"tokenize --tokenizer @absent.json", FAILED, {"absent.json"}},

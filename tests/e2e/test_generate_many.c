@@ -183,6 +183,47 @@ static void test_shared(void **state)
     }
 }
 
+// ---- a document ------------------------------------------------------------------------
+
+static json_t *ask(const char *const *words, int count)
+{
+    run_args args = {0};
+    common_args(&args);
+    for (int i = 0; i < count; i++)
+        run_arg(&args, "%s", words[i]);
+    run_arg(&args, "--json");
+    run_arg(&args, "--max-tokens");
+    run_arg(&args, "4");
+    run_result result = run_ok(1, &args, LIMIT);
+    json_t *answers = parse_lines(result.out);
+    run_result_free(&result);
+    run_args_free(&args);
+    return answers;
+}
+
+// The document, an empty line and the prompt are one text; the document is computed once.
+static void test_document(void **state)
+{
+    (void)state;
+    char text[2000] = "", both[2100];
+    while (strlen(text) < sizeof text - 30)
+        strcat(text, "The calm baker sold a bell. ");
+    const char *document = run_temp("document.txt");
+    run_write(document, text, strlen(text));
+    snprintf(both, sizeof both, "%s\n\nWho?", text);
+    json_t *split =
+        ask((const char *const[]){"--document", document, "-p", "Who?", "-p", "What?"}, 6);
+    json_t *whole = ask((const char *const[]){"-p", both}, 2);
+    const json_t *first = json_array_get(split, 0), *second = json_array_get(split, 1);
+    static const char *const same[] = {"text", "token_ids"};
+    for (size_t k = 0; k < sizeof same / sizeof same[0]; k++)
+        assert_true(
+            json_equal(run_get(first, same[k]), run_get(json_array_get(whole, 0), same[k])));
+    assert_true(run_number(second, "stats.shared_tokens") > 300);
+    json_decref(split);
+    json_decref(whole);
+}
+
 // ---- reports -----------------------------------------------------------------------
 
 static const char *write_stats(const char *policy)
@@ -314,10 +355,15 @@ int main(void)
     if (run_ready())
         return RUN_SKIP;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_json_lines),     cmocka_unit_test(test_plain_text),
-        cmocka_unit_test(test_texts),          cmocka_unit_test(test_shared),
-        cmocka_unit_test(test_report),         cmocka_unit_test(test_report_of_odd_files),
-        cmocka_unit_test(test_one_bad_prompt), cmocka_unit_test(test_standard_input_once),
+        cmocka_unit_test(test_json_lines),
+        cmocka_unit_test(test_plain_text),
+        cmocka_unit_test(test_texts),
+        cmocka_unit_test(test_shared),
+        cmocka_unit_test(test_document),
+        cmocka_unit_test(test_report),
+        cmocka_unit_test(test_report_of_odd_files),
+        cmocka_unit_test(test_one_bad_prompt),
+        cmocka_unit_test(test_standard_input_once),
     };
     return cmocka_run_group_tests_name("generate many", tests, prepare, forget);
 }
