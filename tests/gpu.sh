@@ -24,7 +24,7 @@ if [ "${1:-}" = pack ]; then
     exit
 fi
 
-here=$(cd "${1:-$(dirname "$0")}" && pwd)
+here=$(cd -- "${1:-$(dirname "$0")}" && pwd) || exit 2
 if [ ! -x "$here/test_gpu_parity" ]; then
     echo "$0: no programs in $here; collect them first: tests/gpu.sh pack BUILD FOLDER, then tests/gpu.sh FOLDER" >&2
     exit 2
