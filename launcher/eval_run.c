@@ -21,6 +21,7 @@
 #include <libgen.h>
 #include <limits.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -231,7 +232,12 @@ static rt_status run_steps(asking *a, rt_engine *e, comm *c)
             return app_abandon(c, status);
         }
     }
-    return app_signal() ? RT_FAIL(RT_ERR_CANCELLED, "ended by signal %d", app_signal()) : a->status;
+    if (!app_signal())
+        return a->status;
+    if (a->ev->args->resume)
+        fprintf(stderr, "losa: what was finished is kept in %s; the same command goes on\n",
+                a->ev->args->resume);
+    return RT_FAIL(RT_ERR_CANCELLED, "ended by signal %d", app_signal());
 }
 
 static rt_status lead(rt_engine *e, comm *c, evaluation *ev, const app_policy *policy)

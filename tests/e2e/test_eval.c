@@ -201,6 +201,7 @@ static void test_resume(void **state)
     run_result result = run_losa(&job);
     assert_int_equal(result.status, INTERRUPTED);
     assert_int_equal(result.left, 0);
+    assert_non_null(strstr(result.err, "part.jsonl; the same command goes on"));
     run_result_free(&result);
     run_args_free(&args);
     const int kept = count_lines(part);
