@@ -54,7 +54,8 @@ rt_status app_attention_check(app_attention *args);
     {"plan-scope", 0, APP_CHOICE, APP_ATTENTION_AT(A, M, config.scope), 0, 0, "SCOPE", NULL,       \
      "one page list for all heads, or one per KV head", NULL, app_scope_choice, NULL},             \
     {"locality", 0, APP_CHOICE, APP_ATTENTION_AT(A, M, config.locality), 0, 0, "KIND", NULL,       \
-     "what topk, new+K and mass:P measure the change of a row by", NULL, app_locality_choice, NULL},       \
+     "what topk, new+K and mass:P measure the change of a row by", NULL, app_locality_choice,      \
+     NULL},                                                                                        \
     {"keep", 0, APP_REAL, APP_ATTENTION_AT(A, M, config.keep), 0, 1, "X", "by the budget",         \
      "share of the prefix that a list kept for a block takes: Sparse-dLLM 0.5, SparseD 0.3", NULL, \
      NULL, NULL},                                                                                  \

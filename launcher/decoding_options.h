@@ -36,7 +36,7 @@ rt_status app_decoding_check(const rt_request *request);
 
 #define APP_OPTIONS_SAMPLING(A)                                                                    \
     {"temperature", 't', APP_REAL, offsetof(A, request.temperature), 0, 100, "X",                  \
-     "from the checkpoint", "below 1e-6: the most likely token", "Sampling", NULL, NULL},                   \
+     "from the checkpoint", "below 1e-6: the most likely token", "Sampling", NULL, NULL},          \
     {"top-k", 0, APP_INT, offsetof(A, request.top_k), 0, INT_MAX, "N", "from the checkpoint",      \
      "0: off", NULL, NULL, NULL},                                                                  \
     {"top-p", 0, APP_REAL, offsetof(A, request.top_p), 1e-6, 1, "X", "from the checkpoint",        \

@@ -4,6 +4,7 @@
 
 #include "runtime/base/file.h"
 #include "runtime/base/mem.h"
+#include "runtime/base/utf8.h"
 
 #include <string.h>
 
@@ -37,7 +38,7 @@ static rt_status read_prompt(const app_generate_args *args, const rt_str *before
         out->name = args->prompt_files.items[i];
         RT_TRY(read_file(out->name, &out->text));
     }
-    if (out->text.len == 0 && !args->request.chat)
+    if (out->text.len == before->len && (args->document || !args->request.chat))
         return RT_FAIL(RT_ERR_INVALID, "%s: the prompt is empty",
                        out->name ? out->name : "--prompt");
     return RT_OK;
@@ -51,12 +52,25 @@ static rt_status check_name(const char *name)
     return text ? RT_OK : RT_FAIL(RT_ERR_INVALID, "%s: the file's name is not UTF-8", name);
 }
 
+// What is wrong in a document is not to be looked for in the prompts behind it.
+static rt_status check_utf8(const char *path, const rt_str *text)
+{
+    int32_t cp;
+    for (size_t at = 0, used; at < text->len; at += used) {
+        used = rt_utf8_next(text->data + at, text->len - at, &cp);
+        if (cp < 0)
+            return RT_FAIL(RT_ERR_INVALID, "%s: not UTF-8 at byte %zu", path, at);
+    }
+    return RT_OK;
+}
+
 // The document and an empty line; nothing without one.
 static rt_status read_document(const app_generate_args *args, rt_str *out)
 {
     if (!args->document)
         return RT_OK;
     RT_TRY(read_file(args->document, out));
+    RT_TRY(check_utf8(args->document, out));
     return rt_str_puts(out, "\n\n");
 }
 

@@ -311,6 +311,23 @@ static void test_report_of_odd_files(void **state)
     run_args_free(&args);
 }
 
+static void test_bad_document(void **state)
+{
+    (void)state;
+    static const char *const list[][3] = {{"latin1.txt", "caf\xe9", "not UTF-8 at byte 3"},
+                                          {"good.txt", "text", "prompt is empty"}};
+    for (int i = 0; i < 2; i++) {
+        const char *path = run_temp("%s", list[i][0]);
+        run_write(path, list[i][1], strlen(list[i][1]));
+        run_args args = {0};
+        common_args(&args);
+        option(&args, "--document", path);
+        option(&args, "-p", i ? "" : "Who?");
+        check_refused(&args, 0, FAILED, i ? "--prompt" : "latin1.txt", list[i][2]);
+        run_args_free(&args);
+    }
+}
+
 static void test_one_bad_prompt(void **state)
 {
     (void)state;
@@ -362,6 +379,7 @@ int main(void)
         cmocka_unit_test(test_document),
         cmocka_unit_test(test_report),
         cmocka_unit_test(test_report_of_odd_files),
+        cmocka_unit_test(test_bad_document),
         cmocka_unit_test(test_one_bad_prompt),
         cmocka_unit_test(test_standard_input_once),
     };
