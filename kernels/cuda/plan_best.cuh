@@ -55,7 +55,8 @@ __device__ __noinline__ static void gather_best(pick_shared &s, const unsigned *
     __syncthreads();
 }
 
-// The best `need` < BEST_MOST of the pages from `first` on that have these keys, in order.
+// The best `need` < BEST_MOST of the pages from `first` on that have these keys, in order, and no
+// page behind them.
 __device__ inline void rank_piece(pick_shared &s, const unsigned *keys, int count, int first,
                                   int need, ranked_page *out)
 {
@@ -77,11 +78,11 @@ __device__ inline void rank_piece(pick_shared &s, const unsigned *keys, int coun
     if (s.candidates > PICK_THREADS)
         gather_best(s, keys, count, first, need);
     rank_candidates(s, need, [=](int rank, ranked_page x) { out[rank] = x; });
-    for (int i = s.candidates + (int)threadIdx.x; i < need; i += PICK_THREADS)
+    for (int i = min(s.candidates, need) + (int)threadIdx.x; i <= need; i += PICK_THREADS)
         out[i] = ranked_page{NO_KEY, 0};
 }
 
-// Lists of a row lie so far apart that there is one more page to look at than they have.
+// How far apart the lists of a row lie: there is one more page to look at than they have.
 __device__ inline int best_stride(int need)
 {
     return need / 4 * 4 + 4;

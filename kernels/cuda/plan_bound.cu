@@ -80,8 +80,8 @@ __device__ static void keep_bounds(const bound_tile<DIM> &t, const score_view &a
         const float top = warp_max(in ? s[r] : -CUDART_INF_F);
         const float sum = warp_sum(in ? power2(s[r] - top) : 0.0f);
         const size_t at = lane_row(a, blockIdx.z, kv_head, lane);
-        if (in)
-            a.bounds[at * a.width + page] = s[r];
+        if (page < bound_width(pages))
+            a.bounds[at * a.width + page] = in ? s[r] : -CUDART_INF_F;
         if (threadIdx.x % WARP == 0)
             a.stats[at * a.chunks + blockIdx.x] = make_float2(top, sum);
     }

@@ -294,6 +294,7 @@ __device__ static void keep_bounds(const float (&d)[TILED][4], lane_sums<TILED> 
                                    const unsigned *rows, int page, int end, int lanes)
 {
     const bool one = page < end, both = page + 8 < end;
+    const bool store_one = page < bound_width(end), store_both = page + 8 < bound_width(end);
 #pragma unroll
     for (int n = 0; n < TILED; n++)
 #pragma unroll
@@ -301,9 +302,9 @@ __device__ static void keep_bounds(const float (&d)[TILED][4], lane_sums<TILED> 
             const int lane = n * 8 + threadIdx.x % 4 * 2 + i;
             float *to = bounds + (rows[lane] + page);
             const float x = one ? d[n][i] : -CUDART_INF_F, y = both ? d[n][2 + i] : -CUDART_INF_F;
-            if (one && lane < lanes)
+            if (store_one && lane < lanes)
                 to[0] = x;
-            if (both && lane < lanes)
+            if (store_both && lane < lanes)
                 to[8] = y;
             const float top = fmaxf(s.top[n][i], fmaxf(x, y));
             s.sum[n][i] =

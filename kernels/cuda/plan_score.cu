@@ -24,7 +24,7 @@ score_view score_view_of(const kern_cuda_ctx *ctx, const kern_page_score_args *a
     const int pages = a->batch->max_pages;
     v.span = v.kstep ? bound_span_narrow(ctx, v, pages, a->batch->scan_segs) : bound_span_f32();
     v.chunks = (int)blocks_of(pages, v.span);
-    v.width = (pages + 3) / 4 * 4;
+    v.width = bound_width(pages);
     return v;
 }
 

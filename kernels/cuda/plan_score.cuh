@@ -15,12 +15,19 @@ struct score_view {
     float scale;      // with log2(e): shares are powers of two
     int seg0;         // first segment of this launch
     int span, chunks; // pages of a chunk whose sum is kept, and chunks
-    int width;        // of a row of bounds: max_pages, rounded up to fours
+    int width;        // of a row of bounds, bound_width(max_pages)
     float *bounds;    // [segs, act_cap, heads, width], below 4 GB
     float2 *stats;    // [segs, act_cap, heads, chunks]: maximum and sum of a chunk
     float *score;     // [scan_segs, score_lists, act_cap, max_pages]
     int score_lists, list0;
 };
+
+// Bounds that a row holds, of so many pages: they are read in fours, and those of no page are
+// -infinity.
+__host__ __device__ inline int bound_width(int pages)
+{
+    return (pages + 3) / 4 * 4;
+}
 
 // Active rows of the segment, and the pages of their prefix (they are one block).
 __device__ inline int active_rows(const batch_view &b, const plan_view &p, int seg, int *pages)
@@ -150,7 +157,7 @@ __device__ inline void fetch_shares(share_inputs &in, const score_view &a, const
 {
     const int lane = threadIdx.x % WARP;
     const int run = (int)threadIdx.x / WARP / r.warps;
-    const int page = min(first + run * SHARE_PAGES + lane * 4, a.width - 4);
+    const int page = min(first + run * SHARE_PAGES + lane * 4, bound_width(r.pages) - 4);
 #pragma unroll
     for (int i = 0; i < SHARE_AHEAD; i++) {
         const unsigned row = r.row + min(share_head(r, head0, i), r.heads - 1);
