@@ -77,6 +77,25 @@ template <int DIM_, int LANES> struct ampere {
                 multiply(o[2 * n + 1], p[k], b[2], b[3]);
             }
     }
+
+    __device__ static void take_keys(key_ring<ampere> &ring, ring_place<ampere> &at,
+                                     mma_lanes<DIM> &w, const queries &q, const attn_view &a,
+                                     const batch_view &b, const work_piece &piece)
+    {
+        const float scale = a.scale * LOG2_E; // of exponents to base 2
+        for (int token = piece.first; token < piece.end; token += KEYS, at.advance()) {
+            float s[KEYS / 8][4], keep[2];
+            unsigned p[KEYS / 16][4];
+            enter(ring, at);
+            scores(q, shared_address(ring.k[at.stage]), s);
+            weigh(w, scale, token, s, keep);
+            rescale(w, keep);
+            pack_weights(s, p);
+            sum_pages(w, b, piece.t, token, p);
+            values(w.o, p, shared_address(ring.v[at.stage]));
+            leave(ring, at);
+        }
+    }
 };
 
 template <int DIM, int LANES>

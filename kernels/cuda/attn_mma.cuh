@@ -19,8 +19,7 @@
 //   queries              a warp's 16 queries: made of that memory; then begin(), set(c, i,
 //                        word) for the words that the thread would hold in mma, end()
 //   arrived()            called by a thread before it reads a stage that has become full
-//   scores(q, k, s)      s [16, KEYS] = q k^T;  k, v: addresses of a stage in shared memory
-//   values(o, p, v)      o [16, DIM] += p v
+//   take_keys(...)       a warp's lanes take the keys of a piece, stage after stage
 #ifndef KERNELS_CUDA_ATTN_MMA_CUH
 #define KERNELS_CUDA_ATTN_MMA_CUH
 
@@ -262,6 +261,7 @@ template <int DIM> struct mma_lanes {
     float m[2], l[2]; // maximum (base 2) and this thread's part of the sum
     int limit[2];     // tokens of the list that a lane may see
     float *page_lse[2];
+    bool measures; // some lane of the warp has page_lse
 };
 
 template <class C>
@@ -282,6 +282,7 @@ __device__ void load_lanes(mma_lanes<C::DIM> &w, typename C::queries &queries, c
         w.m[r] = -CUDART_INF_F;
         w.l[r] = 0.0f;
     }
+    w.measures = __any_sync(ALL_LANES, w.page_lse[0] || w.page_lse[1]);
     queries.begin();
 #pragma unroll
     for (int s = 0; s < DIM / 16; s++)
@@ -312,18 +313,22 @@ __device__ void mask_keys(const mma_lanes<DIM> &w, int first, float (&s)[KEYS / 
                 s[n][i] = -CUDART_INF_F;
 }
 
-// Scores become weights e^(s - m); sums and outputs so far are rescaled to the new m.
-template <int DIM> __device__ void soften(mma_lanes<DIM> &w, float scale, float (&s)[KEYS / 8][4])
+// Scores become weights e^(s - m) of a new m; sums so far are rescaled to it, outputs so far are to
+// be, by `keep`.
+template <int DIM>
+__device__ void soften(mma_lanes<DIM> &w, float scale, float (&s)[KEYS / 8][4], float (&keep)[2])
 {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        float top = -CUDART_INF_F;
+        float most[4]; // four chains: one would wait for every step
 #pragma unroll
-        for (int n = 0; n < KEYS / 8; n++)
-            top = fmaxf(top, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
-        top = fmaxf(w.m[r], quad_max(top) * scale);
+        for (int n = 0; n < KEYS / 8; n++) {
+            const float two = fmaxf(s[n][2 * r], s[n][2 * r + 1]);
+            most[n % 4] = n < 4 ? two : fmaxf(most[n % 4], two);
+        }
+        most[0] = fmaxf(fmaxf(most[0], most[1]), fmaxf(most[2], most[3]));
+        const float top = fmaxf(w.m[r], quad_max(most[0]) * scale);
         const float base = top == -CUDART_INF_F ? 0.0f : top;
-        const float keep = power(w.m[r] - base);
         float sum = 0.0f;
 #pragma unroll
         for (int n = 0; n < KEYS / 8; n++)
@@ -332,14 +337,22 @@ template <int DIM> __device__ void soften(mma_lanes<DIM> &w, float scale, float 
                 s[n][i] = power(s[n][i] * scale - base);
                 sum += s[n][i];
             }
+        keep[r] = power(w.m[r] - base);
         w.m[r] = top;
-        w.l[r] = w.l[r] * keep + sum;
-#pragma unroll
-        for (int n = 0; n < DIM / 8; n++) {
-            w.o[n][2 * r] *= keep;
-            w.o[n][2 * r + 1] *= keep;
-        }
+        w.l[r] = w.l[r] * keep[r] + sum;
     }
+}
+
+// Mostly the maxima are of keys long past, and there is nothing to do.
+template <int DIM> __device__ void rescale(mma_lanes<DIM> &w, const float (&keep)[2])
+{
+    if (!__any_sync(ALL_LANES, keep[0] != 1.0f || keep[1] != 1.0f))
+        return;
+#pragma unroll
+    for (int n = 0; n < DIM / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            w.o[n][i] *= keep[i / 2];
 }
 
 __device__ inline void pack_weights(const float (&s)[KEYS / 8][4], unsigned (&p)[KEYS / 16][4])
@@ -358,6 +371,8 @@ template <int DIM>
 __device__ void sum_pages(const mma_lanes<DIM> &w, const batch_view &b, const work_tile &t,
                           int first, const unsigned (&p)[KEYS / 16][4])
 {
+    if (!w.measures)
+        return;
     const unsigned ones = 0x3f803f80u;
     const int shift = __ffs(b.page) - 1;
     const int thread = threadIdx.x % WARP, key = thread % 4 * 2, column = thread / 4;
@@ -415,22 +430,39 @@ __device__ void store_lanes(const mma_lanes<DIM> &w, const attn_view &a, const w
 
 // ---- the kernel ------------------------------------------------------------------------
 
-// A warp's lanes take the keys of a stage, of which `first` is the first.
-template <class C>
-__device__ void take_keys(key_ring<C> &ring, mma_lanes<C::DIM> &w, const typename C::queries &q,
-                          const batch_view &b, const work_tile &t, float scale, bool measures,
-                          int first, int stage)
+// Waits until a stage is full.
+template <class C> __device__ void enter(key_ring<C> &ring, const ring_place<C> &at)
 {
-    float s[KEYS / 8][4];
-    unsigned p[KEYS / 16][4];
-    C::scores(q, shared_address(ring.k[stage]), s);
+    barrier_wait(&ring.full[at.stage], at.parity);
+    C::arrived();
+}
+
+// Leaves a stage to be filled again.
+template <class C> __device__ void leave(key_ring<C> &ring, const ring_place<C> &at)
+{
+    __syncwarp();
+    if (threadIdx.x % WARP == 0)
+        barrier_arrive(&ring.empty[at.stage]);
+}
+
+// Takes nothing of a piece's keys.
+template <class C>
+__device__ void let_pass(key_ring<C> &ring, const work_piece &piece, ring_place<C> &at)
+{
+    for (int token = piece.first; token < piece.end; token += KEYS, at.advance()) {
+        enter(ring, at);
+        leave(ring, at);
+    }
+}
+
+// Scores of the keys from `first` on become weights; see soften.
+template <int DIM>
+__device__ void weigh(mma_lanes<DIM> &w, float scale, int first, float (&s)[KEYS / 8][4],
+                      float (&keep)[2])
+{
     if (__any_sync(ALL_LANES, min(w.limit[0], w.limit[1]) < first + KEYS))
         mask_keys(w, first, s);
-    soften(w, scale, s);
-    pack_weights(s, p);
-    if (measures)
-        sum_pages(w, b, t, first, p);
-    C::values(w.o, p, shared_address(ring.v[stage]));
+    soften(w, scale, s, keep);
 }
 
 // The work of the warps that own lanes. Those without lanes in a tile let its keys pass.
@@ -439,25 +471,17 @@ __device__ void take_share(key_ring<C> &ring, const attn_view &a, const batch_vi
                            const plan_view &p, work_share &share)
 {
     const int warp = threadIdx.x / WARP, lane0 = warp * ROWS;
-    const float scale = a.scale * LOG2_E; // of exponents to base 2
     ring_place<C> at;
     typename C::queries q(ring.q);
     for (work_piece piece; next_piece(a, b, p, ring.room, share, piece);) {
         mma_lanes<C::DIM> w;
         load_lanes<C>(w, q, a, b, piece, lane0);
-        const bool works = warp / C::GROUP * C::GROUP * ROWS < piece.t.lanes;
-        const bool measures = __any_sync(ALL_LANES, w.page_lse[0] || w.page_lse[1]);
-        for (int token = piece.first; token < piece.end; token += KEYS, at.advance()) {
-            barrier_wait(&ring.full[at.stage], at.parity);
-            C::arrived();
-            if (works)
-                take_keys(ring, w, q, b, piece.t, scale, measures, token, at.stage);
-            __syncwarp();
-            if (threadIdx.x % WARP == 0)
-                barrier_arrive(&ring.empty[at.stage]);
-        }
-        if (works)
+        if (warp / C::GROUP * C::GROUP * ROWS < piece.t.lanes) {
+            C::take_keys(ring, at, w, q, a, b, piece);
             store_lanes(w, a, piece, lane0);
+        } else {
+            let_pass(ring, piece, at);
+        }
     }
 }
 

@@ -11,13 +11,23 @@
 #endif
 
 #if HAS_WGMMA
-// What wgmma is to know of a matrix in shared memory: tiles of 8 rows of 128 bytes,
-// `stride` bytes apart along the rows and `leading` across them.
-__device__ static uint64_t describe(unsigned address, unsigned leading, unsigned stride)
-{
-    return (uint64_t)(address >> 4 & 0x3fff) | (uint64_t)(leading >> 4) << 16 |
-           (uint64_t)(stride >> 4) << 32 | 1ull << 62;
-}
+// What wgmma is to know of a matrix in shared memory: rows of 128 bytes, eight of them 1024 bytes
+// after the eight before, and 64 columns `leading` bytes after the 64 before.
+struct matrix {
+    unsigned low; // the half that differs
+
+    // All threads have the same address; by this sum the compiler can tell, and adds in uniform
+    // registers, which is where wgmma wants it.
+    __device__ matrix(unsigned address, unsigned leading)
+        : low(__reduce_or_sync(ALL_LANES, address >> 4 | leading >> 4 << 16))
+    {
+    }
+    // The matrix that begins so many bytes further.
+    __device__ uint64_t at(unsigned bytes) const
+    {
+        return (uint64_t)(1024 >> 4 | 1 << 30) << 32 | (low + bytes / 16);
+    }
+};
 
 // Registers of an operand change hands, before the first and after the last of a run of
 // wgmma: the compiler neither moves their values across nor uses them for others between.
@@ -79,10 +89,16 @@ __device__ static void begin_wgmma()
     asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
 }
 
-__device__ static void end_wgmma()
+// What was begun becomes a group, for which to wait.
+__device__ static void commit_wgmma()
 {
-    asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n" ::
-                     : "memory");
+    asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
+}
+
+// Waits for all groups but the last LEFT.
+template <int LEFT> __device__ static void await_wgmma()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(LEFT) : "memory");
 }
 
 template <int DIM_> struct hopper {
@@ -121,30 +137,79 @@ template <int DIM_> struct hopper {
         asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
     }
 
-    __device__ static void scores(const queries &q, unsigned k, float (&s)[KEYS / 8][4])
+    // Begins s [64, KEYS] = q k^T of a warpgroup.
+    __device__ static void begin_scores(const queries &q, unsigned k, float (&s)[KEYS / 8][4])
     {
         hold(s);
         begin_wgmma();
+        const matrix from_q(q.address, 16), from_k(k, 16);
 #pragma unroll
         for (int c = 0; c < DIM / 16; c++) {
             const unsigned at = c / 4 * KEYS * 128 + c % 4 * 32;
-            wgmma_scores(s, describe(q.address + at, 16, 1024), describe(k + at, 16, 1024), c > 0);
+            wgmma_scores(s, from_q.at(at), from_k.at(at), c > 0);
         }
-        end_wgmma();
-        hold(s);
+        commit_wgmma();
     }
 
-    __device__ static void values(float (&o)[DIM / 8][4], unsigned (&p)[KEYS / 16][4], unsigned v)
+    // Begins o [64, DIM] += p v.
+    __device__ static void begin_values(float (&o)[DIM / 8][4], unsigned (&p)[KEYS / 16][4],
+                                        unsigned v)
     {
         hold(o);
         hold(p);
         begin_wgmma();
+        const matrix from_v(v, KEYS * 128);
 #pragma unroll
         for (int i = 0; i < KEYS / 16; i++)
-            wgmma_values(o, p[i], describe(v + i * 16 * 128, KEYS * 128, 1024));
-        end_wgmma();
+            wgmma_values(o, p[i], from_v.at(i * 16 * 128));
+        commit_wgmma();
+    }
+
+    __device__ static void end_values(float (&o)[DIM / 8][4], unsigned (&p)[KEYS / 16][4])
+    {
+        await_wgmma<0>();
         hold(o);
         hold(p);
+    }
+
+    // The scores of a stage are multiplied before the values of the one behind it, so that the
+    // tensor cores have those to do while the scores become weights.
+    __device__ static void take_keys(key_ring<hopper> &ring, ring_place<hopper> &at,
+                                     mma_lanes<DIM> &w, const queries &q, const attn_view &a,
+                                     const batch_view &b, const work_piece &piece)
+    {
+        const float scale = a.scale * LOG2_E; // of exponents to base 2
+        float s[KEYS / 8][4], keep[2];
+        unsigned p[KEYS / 16][4];
+        if (piece.first >= piece.end)
+            return;
+        enter(ring, at);
+        begin_scores(q, shared_address(ring.k[at.stage]), s);
+        await_wgmma<0>();
+        hold(s);
+        weigh(w, scale, piece.first, s, keep);
+        pack_weights(s, p);
+        sum_pages(w, b, piece.t, piece.first, p);
+        for (int token = piece.first + KEYS; token < piece.end; token += KEYS) {
+            ring_place<hopper> next = at;
+            next.advance();
+            enter(ring, next);
+            begin_scores(q, shared_address(ring.k[next.stage]), s);
+            begin_values(w.o, p, shared_address(ring.v[at.stage]));
+            await_wgmma<1>();
+            hold(s);
+            weigh(w, scale, token, s, keep);
+            end_values(w.o, p);
+            leave(ring, at);
+            rescale(w, keep);
+            pack_weights(s, p);
+            sum_pages(w, b, piece.t, token, p);
+            at = next;
+        }
+        begin_values(w.o, p, shared_address(ring.v[at.stage]));
+        end_values(w.o, p);
+        leave(ring, at);
+        at.advance();
     }
 };
 #else
