@@ -74,8 +74,8 @@ template <int N> __device__ static channels<N> read_cells(const any_cells &from,
     return x;
 }
 
-// Adds what workers [home.x, home.y] left of a lane of a tile, in order, from channel `c` on.
-// A thread holds the weight of a worker; the vectors are under way before the weights are known.
+// Adds what workers home.x to home.y, one of every team, left of a lane, from channel `c` on, in
+// order. A thread holds the weight of a worker; the vectors are under way before weights are known.
 template <int N>
 __device__ static lane_part<N> add_parts(const attn_view &a, int2 home, int lane, int c)
 {
@@ -84,20 +84,20 @@ __device__ static lane_part<N> add_parts(const attn_view &a, int2 home, int lane
     float top = -CUDART_INF_F, weights = 0.0f;
     lane_part<N> sum = {};
 #pragma unroll 1
-    for (int worker = home.x; worker <= home.y; worker += CHUNK) {
-        const int count = min(home.y + 1 - worker, (int)CHUNK);
+    for (int worker = home.x; worker <= home.y; worker += CHUNK * a.side.by) {
+        const int count = min(a.side.of(home.y - worker) + 1, (int)CHUNK);
         const int at = lane * a.workers + worker, first = worker == home.x ? began : 0;
         const float *from = a.part + (size_t)at * a.dim + c;
         channels<N> x[CHUNK];
         x[0] = read<N>(from + (size_t)first * a.dim);
 #pragma unroll
         for (int i = 1; i < CHUNK; i++) {
-            from += a.dim;
+            from += a.side.by * a.dim;
             x[i] = i < count ? read<N>(from) : channels<N>{};
         }
         float2 stat = {-CUDART_INF_F, 0.0f};
         if (thread < count)
-            stat = __ldcg(a.stat + at + thread + (thread == 0 ? first : 0));
+            stat = __ldcg(a.stat + at + thread * a.side.by + (thread == 0 ? first : 0));
         const float most = fmaxf(top, warp_max(stat.x)), base = fmaxf(most, -1e30f);
         const float weight = power(stat.x - base), keep = power(top - base);
         weights = weights * keep + warp_sum(weight * stat.y);
@@ -170,7 +170,8 @@ __global__ void __launch_bounds__(MERGE_WARPS *WARP)
     const int2 *home = a.home;
     lane_part<N> prefix;
     if (place >= 0)
-        home += (first_tile(a, seg, row0) + a.lanes.of(lane)) * a.kv_heads.by + kv_head;
+        home += first_bundle(a, seg, row0) * a.side.by + kv_head * head_tiles(a, rows) +
+                a.lanes.of(lane);
     else
         prefix = {read<N>(v.cache_o + cached * a.dim + c), __ldcg(v.cache_lse + cached)};
     begin_kernel();

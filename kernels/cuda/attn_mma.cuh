@@ -123,12 +123,13 @@ __device__ inline void barrier_wait(uint64_t *barrier, unsigned parity)
 
 // ---- keys -----------------------------------------------------------------------
 
-// Pages are read once a forward: they leave the L2 before what is read again and again.
-__device__ inline uint64_t read_once()
+// Pages that one worker reads leave the L2 before what is read again and again.
+__device__ inline uint64_t cache_policy(bool read_once)
 {
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
-    return policy;
+    uint64_t once, again;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(once));
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;\n" : "=l"(again));
+    return read_once ? once : again;
 }
 
 // 16 bytes, or zeros where there is nothing to read.
@@ -244,7 +245,7 @@ template <class C>
 __device__ void fetch_share(key_ring<C> &ring, const attn_view &a, const batch_view &b,
                             const plan_view &p, work_share &share)
 {
-    const uint64_t policy = read_once();
+    const uint64_t policy = cache_policy(a.side.by == 1);
     ring_place<C> at;
     for (work_piece piece; next_piece(a, b, p, ring.room, share, piece);)
         if (piece.t.own)

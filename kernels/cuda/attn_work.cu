@@ -157,26 +157,40 @@ static work_shape any_shape(const attn_view &v, const batch_view &b)
             shared};
 }
 
+// Tiles to work on side by side: as many as a segment fills of a KV head, on average. With four,
+// products take longer than memory takes to bring the keys. Sparse steps have few rows and keys.
+static int side_of(const batch_view &b, int group, int lanes)
+{
+    enum { MOST = 4 };
+    if (b.sparse_segs == b.segs)
+        return 1;
+    const int tiles = (int)blocks_of((size_t)b.rows * group, (unsigned)(b.segs * lanes));
+    return tiles >= MOST ? MOST : tiles >= 2 ? 2 : 1;
+}
+
 // Cuts the work by the shape of a kernel, and lays out the workspace; false: no room.
 static bool cut(const kern_cuda_ctx *ctx, const batch_view &b, work_shape shape, attn_view *v)
 {
     enum { RESERVED = 1024 }; // shared memory that a block takes beside its own
     const int fit = (int)(ctx->shared / (shape.shared + RESERVED));
     const int group = v->group.by, block = b.block < b.rows ? b.block : b.rows;
+    const int side = side_of(b, group, shape.lanes), heads = (int)blocks_of(v->kv_heads.by, side);
+    const bool exact = b.block * group % shape.lanes == 0; // segments fill their tiles
     v->lanes = divide_by(shape.lanes);
     v->keys = divide_by(shape.keys);
     v->parts = divide_by((int)blocks_of((size_t)block * group, shape.lanes));
-    v->spare = b.block * group % shape.lanes ? 1 : 0;
-    v->numbers =
-        ((int)blocks_of((size_t)b.rows * group, shape.lanes) + v->spare * b.segs) * v->kv_heads.by;
+    v->side = divide_by(side);
+    v->wide = divide_by(side * shape.lanes);
+    v->spare = !exact ? 1 + heads : v->kv_heads.by % side ? 1 : 0;
+    v->bundles = b.rows * v->heads.by / v->wide.by + v->spare * b.segs + 1 + heads;
     v->blocks = (int)blocks_of(b.rows, b.block) * v->parts.by * v->kv_heads.by;
     v->weight = shape.weight;
-    v->workers = ctx->sms * (fit < 1 ? 1 : fit < shape.blocks ? fit : shape.blocks);
+    v->workers = ctx->sms * (fit < 1 ? 1 : fit < shape.blocks ? fit : shape.blocks) / side * side;
     const size_t slots = 2 * (size_t)v->workers;
     v->part = (float *)ctx->workspace;
     v->stat = (float2 *)(v->part + (slots * shape.lanes * v->dim + 3) / 4 * 4);
     v->home = (int2 *)(v->stat + slots * shape.lanes);
-    v->own_lse = (float *)(v->home + v->numbers);
+    v->own_lse = (float *)(v->home + v->bundles * side);
     return (char *)(v->own_lse + (size_t)b.rows * v->heads.by) <=
            (char *)ctx->workspace + ctx->workspace_bytes;
 }

@@ -11,6 +11,11 @@
 // than workers, so many work. So the grid is fixed by the batch's shape while every
 // multiprocessor reads the same number of keys, whichever rows are active and whatever they read.
 //
+// Where the rows of a segment fill several tiles of a KV head, all of these read the same keys, and
+// should do so at the same time, so that memory brings them once and the L2 the other times:
+// `side` workers in a row are a team, `side` tiles in a row a bundle; what is cut are bundles, for
+// teams, and each worker of a team takes the team's units of a tile of its own.
+//
 // A share is a run of pieces, each of one tile. A piece that is a whole tile goes to `o` and
 // `lse`, a block to `out` and `own_lse`; of a tile that is cut, every worker leaves (m, l, o) in
 // the workspace. attention.cu adds these in order and merges the rows' two parts in `out`. At
@@ -49,22 +54,25 @@ struct attn_view {
     divider lanes; // of a tile, a power of two
     divider keys;  // of a unit
     divider parts; // tiles of a block
-    int spare;     // 1 where a segment may need a tile more than its lanes fill, else 0
-    int numbers;   // upper bound of the numbers of prefix tiles
+    divider side;  // workers of a team, and tiles of a bundle
+    divider wide;  // lanes of a bundle
+    int spare;     // bundles that a segment may need beyond those its lanes would fill
+    int bundles;   // upper bound of the numbers of bundles
     int blocks;    // tiles of blocks
     int weight;    // units that one counts for
     int workers;   // blocks of the kernel
 
     // In the workspace.
     float *own_lse; // as lse, of the rows' own blocks
-    int2 *home;     // [numbers]: the first and the last worker of a tile
+    int2 *home;     // [bundles, side]: the first and the last worker of a tile
     float2 *stat;   // [2, lanes, workers]: m (to base 2), l
     float *part;    // [2, lanes, workers, dim]: o
 };
 
 struct work_tile {
-    bool own; // a block, not a prefix
-    int seg, kv_head, lane0, lanes;
+    bool own;       // a block, not a prefix
+    int seg, place; // among the tiles of the segment
+    int kv_head, lane0, lanes;
     int row0, count; // rows of the segment or block
     const int *rows; // the active ones of them; NULL: all
     const int *list;
@@ -86,10 +94,26 @@ __device__ inline int lane_head(const attn_view &a, const work_tile &t, int lane
     return t.kv_head * a.group.by + i - a.group.of(i) * a.group.by;
 }
 
-// The first tile of a segment. Segments are whole blocks of rows, but for the batch's end.
-__device__ inline int first_tile(const attn_view &a, int seg, int row0)
+// The first bundle of a segment. Segments are whole blocks of rows, but for the batch's end.
+__device__ inline int first_bundle(const attn_view &a, int seg, int row0)
 {
-    return a.lanes.of(row0 * a.group.by) + a.spare * seg;
+    return a.wide.of(row0 * a.heads.by) + a.spare * seg;
+}
+
+// Tiles of a KV head that so many rows of a segment fill.
+__device__ inline int head_tiles(const attn_view &a, int rows)
+{
+    return max(a.lanes.of(rows * a.group.by + a.lanes.by - 1), 1);
+}
+
+// Makes `t` the tile of this place in its segment, where those of a KV head follow each other;
+// there may be none.
+__device__ inline void turn_to(const attn_view &a, work_tile &t, int place)
+{
+    const int tiles = head_tiles(a, t.count);
+    t.place = place;
+    t.kv_head = tiles == 1 ? place : place / tiles;
+    t.lane0 = (place - t.kv_head * tiles) * a.lanes.by;
 }
 
 // Before begin_kernel the L1 may still hold what an earlier kernel found there.
@@ -98,16 +122,15 @@ template <bool EARLY> __device__ inline int peek(const int *from)
     return EARLY ? __ldcg(from) : *from;
 }
 
-// What the host says of prefix tile number `number`: EARLY, before begin_kernel.
+// What the host says of a tile of a bundle: EARLY, before begin_kernel.
 template <bool EARLY>
-__device__ inline work_tile place_tile(const attn_view &a, const batch_view &b, int number)
+__device__ inline work_tile place_tile(const attn_view &a, const batch_view &b, int bundle,
+                                       int member)
 {
     work_tile t = {};
-    const int tile = a.kv_heads.of(number);
-    t.kv_head = number - tile * a.kv_heads.by;
     for (int high = b.segs - 1; t.seg < high;) { // the last that begins here or before
         const int middle = (t.seg + high + 1) / 2;
-        if (first_tile(a, middle, peek<EARLY>(b.seg_row0 + middle)) <= tile)
+        if (first_bundle(a, middle, peek<EARLY>(b.seg_row0 + middle)) <= bundle)
             t.seg = middle;
         else
             high = middle - 1;
@@ -115,8 +138,8 @@ __device__ inline work_tile place_tile(const attn_view &a, const batch_view &b, 
     t.row0 = peek<EARLY>(b.seg_row0 + t.seg);
     t.count = peek<EARLY>(b.seg_row0 + t.seg + 1) - t.row0;
     t.level = t.count <= b.block;
-    t.lane0 = (tile - first_tile(a, t.seg, t.row0)) * a.lanes.by;
     t.prefix = peek<EARLY>(b.pos + t.row0) / b.block * b.block;
+    turn_to(a, t, (bundle - first_bundle(a, t.seg, t.row0)) * a.side.by + member);
     return t;
 }
 
@@ -124,23 +147,15 @@ __device__ inline work_tile place_tile(const attn_view &a, const batch_view &b, 
 __device__ inline void fill_tile(const attn_view &a, const batch_view &b, const plan_view &p,
                                  work_tile &t)
 {
-    const int active = p.act_count[t.seg];
-    t.list = p.list(t.seg, p.lists == 1 ? 0 : t.kv_head, &t.list_count);
+    const int active = p.act_count[t.seg], kv_head = min(t.kv_head, a.kv_heads.by - 1);
+    t.list = p.list(t.seg, p.lists == 1 ? 0 : kv_head, &t.list_count);
     t.rows = active == t.count ? nullptr : p.act_rows + t.row0;
-    t.lanes = min(active * a.group.by - t.lane0, a.lanes.by);
+    t.lanes = t.kv_head == kv_head ? min(active * a.group.by - t.lane0, a.lanes.by) : 0;
     if (t.lanes <= 0)
         return;
     // Rows and prefixes ascend; those of a block have the same prefix.
     const int prefix = t.level ? t.prefix : b.prefix(lane_row(a, t, t.lanes - 1));
     t.tokens = list_tokens(b, t.list, t.list_count, prefix);
-}
-
-__device__ inline work_tile tile_at(const attn_view &a, const batch_view &b, const plan_view &p,
-                                    int number)
-{
-    work_tile t = place_tile<false>(a, b, number);
-    fill_tile(a, b, p, t);
-    return t;
 }
 
 __device__ inline work_tile block_at(const attn_view &a, const batch_view &b, int number)
@@ -163,6 +178,26 @@ __device__ inline int tile_units(const attn_view &a, const work_tile &t)
     return t.lanes <= 0 ? 0 : max(a.keys.of(t.tokens + a.keys.by - 1), 1);
 }
 
+// The units that every worker of a team takes of a bundle: those of its longest tile. Fills `t`,
+// which is one of its tiles.
+__device__ inline int bundle_units(const attn_view &a, const batch_view &b, const plan_view &p,
+                                   work_tile &t)
+{
+    const int first = a.side.of(t.place) * a.side.by;
+    fill_tile(a, b, p, t);
+    int units = tile_units(a, t);
+#pragma unroll 1
+    for (int i = 0; i < a.side.by; i++) {
+        work_tile other = t;
+        if (first + i == t.place)
+            continue;
+        turn_to(a, other, first + i);
+        fill_tile(a, b, p, other);
+        units = max(units, tile_units(a, other));
+    }
+    return units;
+}
+
 struct work_piece {
     work_tile t;
     int first, end; // tokens of the tile's list
@@ -171,15 +206,15 @@ struct work_piece {
 
 // What is left of a worker's share.
 struct work_share {
-    int block, workers; // the block that comes next, and how many numbers on the one after it
-    bool begins;        // the first piece of prefixes comes next
-    int number, unit;   // the prefix tile, and the unit of it, that come next
-    int first, end;     // among the units of all prefixes
+    int block, stride; // the block that comes next, and how many numbers on the one after it
+    bool begins;       // the first piece of prefixes comes next
+    int bundle, unit;  // the bundle, and the unit of it, that come next
+    int first, end;    // among the units of all bundles
 };
 
 struct share_room {
     int counts[WARP];
-    int number, unit;
+    int bundle, unit, units;
     work_tile t;
 };
 
@@ -190,52 +225,57 @@ __device__ inline int even_share(int all, int workers, int worker)
     return each * worker + min(worker, all - each * workers);
 }
 
-// How many of `all` units of prefixes the workers before `worker` take. The last ones begin
-// with a block more than the others, which first make up for that. Only the last may have
-// nothing: the workers of a tile follow each other.
-__device__ inline int units_before(const attn_view &a, int all, int workers, int worker)
+// How many of `all` units of bundles the teams before `team` take. The last ones begin with a
+// block more than the others, which first make up for that. Only the last may have nothing: the
+// workers of a tile follow each other.
+__device__ inline int units_before(const attn_view &a, int all, int teams, int team)
 {
-    const int lighter = workers - a.blocks % workers, first = min(all, a.weight * lighter);
-    return even_share(first, lighter, min(worker, lighter)) +
-           even_share(all - first, workers, worker);
+    const int blocks = a.side.of(a.blocks + a.side.by - 1);
+    const int lighter = teams - blocks % teams, first = min(all, a.weight * lighter);
+    return even_share(first, lighter, min(team, lighter)) + even_share(all - first, teams, team);
 }
 
 // Begins the kernel and finds the share of this block. All threads; `room` is shared.
 __device__ inline work_share begin_share(const attn_view &a, const batch_view &b,
                                          const plan_view &p, share_room &room)
 {
-    const int each = (a.numbers + (int)blockDim.x - 1) / (int)blockDim.x;
-    const int from = min((int)threadIdx.x * each, a.numbers), to = min(from + each, a.numbers);
+    const int each = (a.bundles + (int)blockDim.x - 1) / (int)blockDim.x;
+    const int from = min((int)threadIdx.x * each, a.bundles), to = min(from + each, a.bundles);
+    const int team = a.side.of(blockIdx.x), member = blockIdx.x - team * a.side.by;
     work_tile t = {};
-    int mine = 0, all;
+    int mine = 0, last = 0, all;
     if (from < to)
-        t = place_tile<true>(a, b, from);
+        t = place_tile<true>(a, b, from, member);
     begin_kernel();
     for (int i = from; i < to; i++) {
         if (i > from)
-            t = place_tile<false>(a, b, i);
-        fill_tile(a, b, p, t);
-        mine += tile_units(a, t);
+            t = place_tile<false>(a, b, i, member);
+        last = bundle_units(a, b, p, t);
+        mine += last;
     }
-    const int before = block_scan(mine, room.counts, &all), worker = blockIdx.x;
-    const int workers = min(a.workers, all + a.blocks);
-    if (worker >= workers)
+    const int before = block_scan(mine, room.counts, &all);
+    const int blocks = a.side.of(a.blocks + a.side.by - 1);
+    const int teams = min(a.side.of(a.workers), all + blocks);
+    if (team >= teams)
         return {a.blocks, 1, false, 0, 0, 0, 0};
-    work_share s = {workers - 1 - worker, workers, true, 0, 0, 0, 0};
-    s.first = units_before(a, all, workers, worker);
-    s.end = units_before(a, all, workers, worker + 1);
+    work_share s = {(teams - 1 - team) * a.side.by + member, teams * a.side.by, true, 0, 0, 0, 0};
+    s.first = units_before(a, all, teams, team);
+    s.end = units_before(a, all, teams, team + 1);
     if (s.first == s.end)
         return s;
-    if (before <= s.first && s.first < before + mine) { // this thread's tiles, from the last on
-        int number = to - 1, begin = before + mine - tile_units(a, t);
-        for (; s.first < begin; begin -= tile_units(a, t))
-            t = tile_at(a, b, p, --number);
-        room.number = number;
+    if (before <= s.first && s.first < before + mine) { // this thread's bundles, from the last on
+        int bundle = to - 1, begin = before + mine - last;
+        for (; s.first < begin; begin -= last) {
+            t = place_tile<false>(a, b, --bundle, member);
+            last = bundle_units(a, b, p, t);
+        }
+        room.bundle = bundle;
         room.unit = s.first - begin;
+        room.units = last;
         room.t = t;
     }
     __syncthreads();
-    s.number = room.number;
+    s.bundle = room.bundle;
     s.unit = room.unit;
     return s;
 }
@@ -244,30 +284,39 @@ __device__ inline work_share begin_share(const attn_view &a, const batch_view &b
 __device__ inline bool next_piece(const attn_view &a, const batch_view &b, const plan_view &p,
                                   const share_room &room, work_share &s, work_piece &piece)
 {
-    for (; s.block < a.blocks; s.block += s.workers) {
+    for (; s.block < a.blocks; s.block += s.stride) {
         piece = {block_at(a, b, s.block), 0, 0, -1};
         piece.end = piece.t.tokens;
         if (piece.t.lanes > 0) {
-            s.block += s.workers;
+            s.block += s.stride;
             return true;
         }
     }
+    const int member = blockIdx.x - a.side.of(blockIdx.x) * a.side.by;
     while (s.first < s.end) {
-        piece.t = s.begins ? room.t : tile_at(a, b, p, s.number);
-        const int units = tile_units(a, piece.t), count = min(units - s.unit, s.end - s.first);
-        const bool begins = s.unit == 0, ends = s.unit + count == units;
-        piece.first = s.unit * a.keys.by;
-        piece.end = ends ? piece.t.tokens : piece.first + count * a.keys.by;
+        int all;
+        if (s.begins) {
+            piece.t = room.t;
+            all = room.units;
+        } else {
+            piece.t = place_tile<false>(a, b, s.bundle, member);
+            all = bundle_units(a, b, p, piece.t);
+        }
+        const int units = tile_units(a, piece.t), from = s.unit;
+        const int to = min(min(all, from + s.end - s.first), units), count = max(to - from, 0);
+        const bool begins = from == 0, ends = to == units;
+        piece.first = from * a.keys.by;
+        piece.end = ends ? piece.t.tokens : to * a.keys.by;
         piece.slot = begins && ends ? -1 : begins * a.lanes.by * a.workers + (int)blockIdx.x;
-        int2 *const home = a.home + s.number;
+        int2 *const home = a.home + s.bundle * a.side.by + member;
         if (count > 0 && begins && threadIdx.x == blockDim.x - 1) // not the busiest thread
             home->x = blockIdx.x;
         if (count > 0 && ends && threadIdx.x == blockDim.x - 1)
             home->y = blockIdx.x;
         s.begins = false;
-        s.first += count;
+        s.first += min(all - from, s.end - s.first);
         s.unit = 0;
-        s.number++;
+        s.bundle++;
         if (count > 0)
             return true;
     }

@@ -223,16 +223,32 @@ static void dense_line(int requests, int block, int prefix, double ceiling)
     close_attn(b);
 }
 
+// Rows of several blocks of a request, all of which read everything.
+static attn_bench *open_blocks(int rows, int block, int prefix)
+{
+    attn_bench *b = open_attn(1, rows, prefix + rows, rows);
+    b->batch.block = block;
+    b->batch.pos = steps(b, rows, prefix, 1, 1);
+    b->batch.sparse_segs = b->batch.sparse_rows = b->batch.scan_segs = 0;
+    return b;
+}
+
 // A chunk of a prompt, in blocks of 16: products count, not bytes.
 static void prefill_line(int rows, int prefix)
 {
-    attn_bench *b = open_attn(1, rows, prefix + rows, rows);
-    b->batch.block = 16;
-    b->batch.pos = steps(b, rows, prefix, 1, 1);
+    attn_bench *b = open_blocks(rows, 16, prefix);
     const double products = 4.0 * rows * HEADS * (prefix + 0.5 * rows) * DIM;
     const double us = bench_time(call_attn, b);
     printf("prefill, %d rows behind %dK %24.1f us  %6.1f TFLOP/s\n", rows, prefix >> 10, us,
            products / us * 1e-6);
+    close_attn(b);
+}
+
+// A first step with the commit of the block before it.
+static void first_line(int block, int prefix)
+{
+    attn_bench *b = open_blocks(2 * block, block, prefix);
+    printf("first step, block %d %dK %33.1f us\n", block, prefix >> 10, bench_time(call_attn, b));
     close_attn(b);
 }
 
@@ -245,6 +261,8 @@ void bench_attention(void)
             dense_line(1, block, prefixes[i] << 10, ceiling);
     dense_line(8, 16, 32 << 10, ceiling);
     dense_line(8, 32, 32 << 10, ceiling);
+    first_line(16, 64 << 10);
+    first_line(32, 64 << 10);
     prefill_line(512, 16 << 10);
     prefill_line(2048, 16 << 10);
 }

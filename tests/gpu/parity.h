@@ -51,6 +51,7 @@ void pt_test_page_mass(void **state);
 void pt_test_keys(void **state);
 void pt_test_plan_count(void **state);
 void pt_test_attn(void **state);
+void pt_test_attn_sides(void **state);
 void pt_test_attn_shares(void **state);
 void pt_test_page_lse(void **state);
 void pt_test_vocab(void **state);

@@ -187,6 +187,33 @@ void pt_test_page_lse(void **state)
     check_shapes(true);
 }
 
+// Prompts, whose many tiles of a KV head are worked on side by side, beside single blocks, empty
+// prefixes and segments whose tiles no bundle divides.
+void pt_test_attn_sides(void **state)
+{
+    (void)state;
+    static const ac_shape wide[] = {{16, 16, 16, 4, 128, 1},
+                                    {32, 8, 7, 1, 128, 1},
+                                    {32, 16, 21, 3, 64, 3},
+                                    {16, 16, 32, 2, 64, 1}};
+    kt_rng rng = {23};
+    for (size_t i = 0; i < (pt_quick ? 2 : KT_COUNT(wide)); i++) {
+        const int block = wide[i].block;
+        const ac_seg segs[] = {{KERN_SEG_STEP, 21 * block, 1},  {KERN_SEG_PREFILL, 75 * block, 21},
+                               {KERN_SEG_FIRST, 30 * block, 2}, {KERN_SEG_PREFILL, 0, 17},
+                               {KERN_SEG_COMMIT, 5 * block, 1}, {KERN_SEG_PREFILL, 13 * block, 9}};
+        ac_case *c = ac_new(&rng, wide[i], segs, (int)KT_COUNT(segs), 1);
+        round_case(c);
+        pt_random_plan(&rng, c);
+        char what[40];
+        snprintf(what, sizeof what, "sides, shape %zu", i);
+        check_case(what, c, i == 0);
+        cut_short(c);
+        check_case(what, c, false);
+        ac_free(c);
+    }
+}
+
 // Long prefixes beside short and empty ones: tiles that many workers share, and workers
 // that take many tiles.
 void pt_test_attn_shares(void **state)

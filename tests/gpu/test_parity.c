@@ -131,16 +131,17 @@ int main(int argc, char **argv)
         failed = bench_run(argc > 2 ? argv[2] : NULL);
     } else {
         const struct CMUnitTest tests[] = {
-            cmocka_unit_test(pt_test_buffers),     cmocka_unit_test(pt_test_dense),
-            cmocka_unit_test(pt_test_linear),      cmocka_unit_test(pt_test_kv_write),
-            cmocka_unit_test(pt_test_locality),    cmocka_unit_test(pt_test_active),
-            cmocka_unit_test(pt_test_page_score),  cmocka_unit_test(pt_test_page_select),
-            cmocka_unit_test(pt_test_page_plan),   cmocka_unit_test(pt_test_keys),
-            cmocka_unit_test(pt_test_page_mass),   cmocka_unit_test(pt_test_plan_count),
-            cmocka_unit_test(pt_test_attn),        cmocka_unit_test(pt_test_page_lse),
-            cmocka_unit_test(pt_test_attn_shares), cmocka_unit_test(pt_test_vocab),
-            cmocka_unit_test(pt_test_unmask),      cmocka_unit_test(pt_test_graph),
-            cmocka_unit_test(pt_test_timer),       cmocka_unit_test(pt_test_peers),
+            cmocka_unit_test(pt_test_buffers),    cmocka_unit_test(pt_test_dense),
+            cmocka_unit_test(pt_test_linear),     cmocka_unit_test(pt_test_kv_write),
+            cmocka_unit_test(pt_test_locality),   cmocka_unit_test(pt_test_active),
+            cmocka_unit_test(pt_test_page_score), cmocka_unit_test(pt_test_page_select),
+            cmocka_unit_test(pt_test_page_plan),  cmocka_unit_test(pt_test_keys),
+            cmocka_unit_test(pt_test_page_mass),  cmocka_unit_test(pt_test_plan_count),
+            cmocka_unit_test(pt_test_attn),       cmocka_unit_test(pt_test_page_lse),
+            cmocka_unit_test(pt_test_attn_sides), cmocka_unit_test(pt_test_attn_shares),
+            cmocka_unit_test(pt_test_vocab),      cmocka_unit_test(pt_test_unmask),
+            cmocka_unit_test(pt_test_graph),      cmocka_unit_test(pt_test_timer),
+            cmocka_unit_test(pt_test_peers),
         };
         pt_quick = argc > 2 && strcmp(argv[1], "--only") == 0;
         if (pt_quick)
