@@ -115,6 +115,14 @@ static rt_status dry_room(const kern_dev *dev, size_t *out)
     return RT_OK;
 }
 
+static rt_status dry_reserve(kern_dev *dev, size_t bytes)
+{
+    const size_t all = bytes + KERN_CUDA_BLAS_WORKSPACE;
+    if (dev->kind == KERN_CUDA && dev->used[KERN_USE_WORKSPACE] < all)
+        dev->used[KERN_USE_WORKSPACE] = all;
+    return RT_OK;
+}
+
 static rt_status dry_sync(kern_dev *dev)
 {
     (void)dev;
@@ -144,10 +152,10 @@ KERN_OPS_MAP(DRY_OP)
         .close = dry_close, .weight_dtype = weights, .kv_dtype = pages, .bound_dtype = bounds,     \
         .alloc = dry_alloc, .release = dry_release, .alloc_shared = dry_alloc,                     \
         .release_shared = dry_release, .write = dry_write, .read = dry_read, .copy = dry_copy,     \
-        .zero = dry_zero, .upload = dry_upload, .room = dry_room, .sync = dry_sync,                \
-        .poll = dry_poll, .timer_open = kern_cpu_timer_open, .timer_close = kern_cpu_timer_close,  \
-        .timer_mark = kern_cpu_timer_mark, .timer_read = kern_cpu_timer_read,                      \
-        KERN_OPS_MAP(DRY_ENTRY)                                                                    \
+        .zero = dry_zero, .upload = dry_upload, .room = dry_room, .reserve = dry_reserve,          \
+        .sync = dry_sync, .poll = dry_poll, .timer_open = kern_cpu_timer_open,                     \
+        .timer_close = kern_cpu_timer_close, .timer_mark = kern_cpu_timer_mark,                    \
+        .timer_read = kern_cpu_timer_read, KERN_OPS_MAP(DRY_ENTRY)                                 \
     }
 
 static const kern_ops in_f32 = DRY_OPS(cpu_dtype, dry_f32, cpu_bounds);

@@ -89,6 +89,7 @@ typedef struct kern_ops {
     rt_status (*zero)(kern_buf *buf, size_t bytes);
     rt_status (*upload)(kern_dev *dev, const kern_upload_args *args);
     rt_status (*room)(const kern_dev *dev, size_t *out);
+    rt_status (*reserve)(kern_dev *dev, size_t bytes); // of workspace, at least
     rt_status (*sync)(kern_dev *dev);
     rt_status (*poll)(kern_dev *dev, bool *idle);
     // `marks` of a timer, unpassed; `read` waits for both.

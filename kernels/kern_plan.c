@@ -4,6 +4,29 @@
 
 #include <limits.h>
 
+// What plan_score.cu and plan_select.cu keep of a segment: of every active row and head a bound of
+// every page and the maximum and sum of every 32, of every row and list the best pages of pieces.
+static size_t plan_bytes(const kern_plan_limits *limits)
+{
+    enum { FOURS = 4, RUN = 32, PIECES = 96, BEST = 128, PAIR = 2 * sizeof(float) };
+    const size_t pages = (size_t)limits->max_pages;
+    const size_t bounds = (pages + FOURS) * sizeof(float) + (pages / RUN + 1) * PAIR;
+    const size_t head_bytes = (size_t)limits->heads * bounds;
+    const size_t list_bytes = (size_t)limits->lists * PIECES * BEST * PAIR;
+    return (size_t)limits->act_cap * (head_bytes + list_bytes) + PAIR;
+}
+
+rt_status kern_reserve_plans(kern_dev *dev, const kern_plan_limits *limits)
+{
+    KERN_TRY_ENTRY(dev, limits);
+    if (dev->kind == KERN_CUDA && limits->max_pages > KERN_GPU_PAGES_MAX)
+        return RT_FAIL(RT_ERR_LIMIT,
+                       "page plan: %d pages of a request, a GPU chooses among %d at most: take "
+                       "larger pages or a shorter context",
+                       limits->max_pages, KERN_GPU_PAGES_MAX);
+    return dev->ops->reserve(dev, plan_bytes(limits));
+}
+
 rt_status kern_locality(kern_dev *dev, const kern_locality_args *args)
 {
     KERN_TRY_ENTRY(dev, args);

@@ -84,10 +84,17 @@ static rt_status open_plan(losa_state *s)
     return new_f32(s, all, "page mass", &s->mass);
 }
 
+static rt_status reserve_plans(losa_state *s)
+{
+    const kern_plan_limits limits = {s->plan.act_cap, s->heads, s->plan.lists, s->limits.max_pages};
+    return s->scans || s->measures ? kern_reserve_plans(s->group.dev, &limits) : RT_OK;
+}
+
 static rt_status open_buffers(losa_state *s)
 {
     const size_t rows = (size_t)s->limits.rows, heads = (size_t)s->heads;
     RT_TRY(open_layers(s));
+    RT_TRY(reserve_plans(s));
     kern_use_for(s->group.dev, KERN_USE_BATCH);
     RT_TRY(open_plan(s));
     kern_use_for(s->group.dev, KERN_USE_ACTIVATIONS);

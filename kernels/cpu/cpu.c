@@ -84,6 +84,13 @@ static rt_status cpu_room(const kern_dev *dev, size_t *out)
     return RT_OK;
 }
 
+static rt_status cpu_reserve(kern_dev *dev, size_t bytes) // plans keep nothing between calls
+{
+    (void)dev;
+    (void)bytes;
+    return RT_OK;
+}
+
 static rt_status cpu_sync(kern_dev *dev)
 {
     (void)dev;
@@ -111,6 +118,7 @@ static const kern_ops cpu_ops = {.close = cpu_close,
                                  .zero = cpu_zero,
                                  .upload = kern_cpu_upload,
                                  .room = cpu_room,
+                                 .reserve = cpu_reserve,
                                  .sync = cpu_sync,
                                  .poll = cpu_poll,
                                  .timer_open = kern_cpu_timer_open,

@@ -228,6 +228,21 @@ static rt_status cuda_room(const kern_dev *dev, size_t *out)
     return RT_OK;
 }
 
+static rt_status cuda_reserve(kern_dev *dev, size_t bytes)
+{
+    kern_cuda_ctx *ctx = &kern_cuda_of(dev)->ctx;
+    if (bytes <= ctx->workspace_bytes)
+        return RT_OK;
+    CUDA_TRY(dev, cudaStreamSynchronize(ctx->stream));
+    CUDA_TRY(dev, cudaFree(ctx->workspace));
+    ctx->workspace = NULL;
+    ctx->workspace_bytes = 0;
+    CUDA_TRY(dev, cudaMalloc(&ctx->workspace, bytes));
+    ctx->workspace_bytes = bytes;
+    dev->used[KERN_USE_WORKSPACE] = bytes + KERN_CUDA_BLAS_WORKSPACE;
+    return RT_OK;
+}
+
 static rt_status cuda_sync(kern_dev *dev)
 {
     CUDA_TRY(dev, cudaStreamSynchronize(kern_cuda_of(dev)->ctx.stream));
@@ -355,6 +370,7 @@ static const kern_ops cuda_ops = {.close = cuda_close,
                                   .zero = cuda_zero,
                                   .upload = kern_cuda_upload,
                                   .room = cuda_room,
+                                  .reserve = cuda_reserve,
                                   .sync = cuda_sync,
                                   .poll = cuda_poll,
                                   .timer_open = kern_cuda_timer_open,

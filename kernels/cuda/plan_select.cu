@@ -324,7 +324,9 @@ __global__ void __launch_bounds__(PICK_THREADS, BLOCKS_AT_ONCE)
 
 // ---- launches -------------------------------------------------------------------
 
-enum { BITMAP_MOST = 32768 }; // what fits in shared memory beside select_shared
+enum {
+    BITMAP_MOST = KERN_GPU_PAGES_MAX / 8
+}; // bytes that fit in shared memory beside select_shared
 
 static size_t bitmap_bytes(int max_pages)
 {

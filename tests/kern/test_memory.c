@@ -115,13 +115,37 @@ static void test_workspace(void **state)
     }
 }
 
+// A GPU's workspace has room for a segment's page bounds, however many; the CPU needs none.
+static void test_plans(void **state)
+{
+    (void)state;
+    const kern_dev_options options = {.kind = KERN_CUDA, .threads = 1, .dry = true};
+    kern_plan_limits limits = {.act_cap = 32, .heads = 32, .lists = 8, .max_pages = 1 << 12};
+    kern_dev *dev, *cpu = kt_open(1);
+    KT_OK(kern_dev_open(&options, &dev));
+    const size_t own = kern_used(dev, KERN_USE_WORKSPACE);
+    KT_OK(kern_reserve_plans(dev, &limits));
+    assert_int_equal(kern_used(dev, KERN_USE_WORKSPACE), own);
+    limits.max_pages = 1 << 17;
+    KT_OK(kern_reserve_plans(dev, &limits));
+    const size_t bounds = sizeof(float) * 32 * 32 << 17, grown = kern_used(dev, KERN_USE_WORKSPACE);
+    assert_true(grown > bounds && grown < bounds + bounds / 4);
+    limits.max_pages = 1 << 12;
+    KT_OK(kern_reserve_plans(dev, &limits));
+    assert_int_equal(kern_used(dev, KERN_USE_WORKSPACE), grown);
+    limits.max_pages = (1 << 18) + 1;
+    KT_REFUSED(kern_reserve_plans(dev, &limits), RT_ERR_LIMIT, "page plan", "262145 pages");
+    KT_OK(kern_reserve_plans(cpu, &limits));
+    kern_dev_close(cpu);
+    kern_dev_close(dev);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_use),
-        cmocka_unit_test(test_dry),
-        cmocka_unit_test(test_rounding),
-        cmocka_unit_test(test_workspace),
+        cmocka_unit_test(test_use),      cmocka_unit_test(test_dry),
+        cmocka_unit_test(test_rounding), cmocka_unit_test(test_workspace),
+        cmocka_unit_test(test_plans),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
