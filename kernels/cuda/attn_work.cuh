@@ -280,9 +280,9 @@ __device__ inline work_share begin_share(const attn_view &a, const batch_view &b
     return s;
 }
 
-// Takes the next piece off a share; false when nothing is left.
-__device__ inline bool next_piece(const attn_view &a, const batch_view &b, const plan_view &p,
-                                  const share_room &room, work_share &s, work_piece &piece)
+// Takes the next block off a share; false when it has no more.
+__device__ inline bool next_block(const attn_view &a, const batch_view &b, work_share &s,
+                                  work_piece &piece)
 {
     for (; s.block < a.blocks; s.block += s.stride) {
         piece = {block_at(a, b, s.block), 0, 0, -1};
@@ -292,34 +292,48 @@ __device__ inline bool next_piece(const attn_view &a, const batch_view &b, const
             return true;
         }
     }
-    const int member = blockIdx.x - a.side.of(blockIdx.x) * a.side.by;
-    while (s.first < s.end) {
-        int all;
-        if (s.begins) {
-            piece.t = room.t;
-            all = room.units;
-        } else {
-            piece.t = place_tile<false>(a, b, s.bundle, member);
-            all = bundle_units(a, b, p, piece.t);
-        }
-        const int units = tile_units(a, piece.t), from = s.unit;
-        const int to = min(min(all, from + s.end - s.first), units), count = max(to - from, 0);
-        const bool begins = from == 0, ends = to == units;
-        piece.first = from * a.keys.by;
-        piece.end = ends ? piece.t.tokens : to * a.keys.by;
-        piece.slot = begins && ends ? -1 : begins * a.lanes.by * a.workers + (int)blockIdx.x;
-        int2 *const home = a.home + s.bundle * a.side.by + member;
-        if (count > 0 && begins && threadIdx.x == blockDim.x - 1) // not the busiest thread
-            home->x = blockIdx.x;
-        if (count > 0 && ends && threadIdx.x == blockDim.x - 1)
-            home->y = blockIdx.x;
-        s.begins = false;
-        s.first += min(all - from, s.end - s.first);
-        s.unit = 0;
-        s.bundle++;
-        if (count > 0)
-            return true;
+    return false;
+}
+
+// Takes the bundle that comes next off a share; false where the worker's tile has no unit of it.
+__device__ inline bool next_units(const attn_view &a, const batch_view &b, const plan_view &p,
+                                  const share_room &room, work_share &s, work_piece &piece)
+{
+    const int member = blockIdx.x - a.side.of(blockIdx.x) * a.side.by, from = s.unit;
+    int all;
+    if (s.begins) {
+        piece.t = room.t;
+        all = room.units;
+    } else {
+        piece.t = place_tile<false>(a, b, s.bundle, member);
+        all = bundle_units(a, b, p, piece.t);
     }
+    const int units = tile_units(a, piece.t), to = min(min(all, from + s.end - s.first), units);
+    const bool any = from < to, begins = from == 0, ends = to == units;
+    piece.first = from * a.keys.by;
+    piece.end = ends ? piece.t.tokens : to * a.keys.by;
+    piece.slot = begins && ends ? -1 : begins * a.lanes.by * a.workers + (int)blockIdx.x;
+    int2 *const home = a.home + s.bundle * a.side.by + member;
+    if (any && begins && threadIdx.x == blockDim.x - 1) // not the busiest thread
+        home->x = blockIdx.x;
+    if (any && ends && threadIdx.x == blockDim.x - 1)
+        home->y = blockIdx.x;
+    s.begins = false;
+    s.first += min(all - from, s.end - s.first);
+    s.unit = 0;
+    s.bundle++;
+    return any;
+}
+
+// Takes the next piece off a share; false when nothing is left.
+__device__ inline bool next_piece(const attn_view &a, const batch_view &b, const plan_view &p,
+                                  const share_room &room, work_share &s, work_piece &piece)
+{
+    if (next_block(a, b, s, piece))
+        return true;
+    while (s.first < s.end)
+        if (next_units(a, b, p, room, s, piece))
+            return true;
     return false;
 }
 
