@@ -22,11 +22,9 @@
 #include <sys/stat.h>
 
 static const double SYNC_SECONDS = 1;
+static const double TURN_SECONDS = 0.05; // of reading ahead, then others have their turn
 
-enum {
-    LOSSES_MAX = 2, // groups that may be lost with a request: it may be what ends them
-    LINES_A_TURN = 4096,
-};
+enum { LOSSES_MAX = 2 }; // groups that may be lost with a request: it may be what ends them
 
 typedef struct app_items { // zero-initialise
     app_item *at;
@@ -164,7 +162,8 @@ static rt_status read_line(app_desk *d)
 // leader on this rank are not to wait until there is another one.
 static rt_status look_ahead(app_desk *d)
 {
-    for (int i = 0; i < LINES_A_TURN && !d->input_over && d->window.count < APP_WINDOW; i++)
+    const double end = rt_clock_now() + TURN_SECONDS;
+    while (!d->input_over && d->window.count < APP_WINDOW && rt_clock_now() < end)
         RT_TRY(read_line(d));
     return RT_OK;
 }
