@@ -164,6 +164,32 @@ static void test_cuda(void **state)
     assert_true(without.reserve < cuda.reserve);
 }
 
+// A GPU's workspace holds the page bounds of a segment: of a million tokens in pages of 8, of 32
+// heads and the 16 rows of a block, 2^28 bytes. Who scans no pages needs none.
+static void test_long_plans(void **state)
+{
+    (void)state;
+    rt_model_config far = small;
+    far.heads = 32;
+    far.block_length = 16;
+    far.max_positions = 1 << 20;
+    rt_engine_options o = options_of(&far);
+    o.device = KERN_CUDA;
+    o.max_sessions = 1;
+    o.attention.page = 8;
+    o.context = 1 << 12;
+    rt_memory little, large, dense;
+    plan_of(&o, 0, 1, &little);
+    o.context = 1 << 20;
+    plan_of(&o, 0, 1, &large);
+    assert_in_range(large.bytes[KERN_USE_WORKSPACE], 1 << 28, 3 << 27);
+    assert_true(little.bytes[KERN_USE_WORKSPACE] < 1 << 28);
+    o.attention.policy = losa_policy_at(0);
+    assert_string_equal(o.attention.policy->name, "dense");
+    plan_of(&o, 0, 1, &dense);
+    assert_int_equal(dense.bytes[KERN_USE_WORKSPACE], little.bytes[KERN_USE_WORKSPACE]);
+}
+
 // ---- limits ----------------------------------------------------------------------------
 
 static size_t kv_of(const rt_memory *m)
@@ -332,13 +358,10 @@ int main(void)
         return 77;
     }
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_taken),
-        cmocka_unit_test(test_shapes),
-        cmocka_unit_test(test_cuda),
-        cmocka_unit_test(test_kv_memory),
-        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_context_for),
-        cmocka_unit_test(test_context_of_text),
+        cmocka_unit_test(test_taken),       cmocka_unit_test(test_shapes),
+        cmocka_unit_test(test_cuda),        cmocka_unit_test(test_long_plans),
+        cmocka_unit_test(test_kv_memory),   cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_context_for), cmocka_unit_test(test_context_of_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
