@@ -183,7 +183,8 @@ rt_status kern_cpu_timer_read(kern_dev *dev, void *state, int from, int to, doub
 // ---- CUDA backend, in builds with LOSA_CUDA --------------------------------------
 
 // Bytes of a CUDA device's own. The workspace holds partial results of split attention (two a
-// worker, of up to 128 lanes) and the activations a GEMM reads, whichever runs.
+// worker, of up to 128 lanes), the activations a GEMM reads or the bounds of a page plan, whichever
+// runs; for long plans it grows (kern_reserve_plans).
 enum {
     KERN_CUDA_WORKSPACE = 192 << 20,
     KERN_CUDA_BLAS_WORKSPACE = 32 << 20,
