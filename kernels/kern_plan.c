@@ -1,24 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 // The public operations of the page plan: checks, then the device's table.
+#include "kernels/cuda/launch.h"
 #include "kernels/kern_check.h"
 
 #include <limits.h>
 
-// What plan_score.cu and plan_select.cu keep of a segment: of every active row and head a bound of
-// every page and the maximum and sum of every 32, of every row and list the best pages of pieces.
+// What a GPU keeps of a segment: of every active row and head a bound of every page, and the
+// maximum and sum of every run of pages; of every row and list the best pages of its pieces.
 static size_t plan_bytes(const kern_plan_limits *limits)
 {
-    enum { FOURS = 4, RUN = 32, PIECES = 96, BEST = 128, PAIR = 2 * sizeof(float) };
-    const size_t pages = (size_t)limits->max_pages;
-    const size_t bounds = (pages + FOURS) * sizeof(float) + (pages / RUN + 1) * PAIR;
-    const size_t head_bytes = (size_t)limits->heads * bounds;
-    const size_t list_bytes = (size_t)limits->lists * PIECES * BEST * PAIR;
+    enum { FOURS = 4, PAIR = 2 * sizeof(float) };
+    const size_t pages = (size_t)limits->max_pages, runs = pages / KERN_CUDA_PLAN_RUN + 1;
+    const size_t head_bytes =
+        (size_t)limits->heads * ((pages + FOURS) * sizeof(float) + runs * PAIR);
+    const size_t best = (size_t)KERN_CUDA_PLAN_PIECES * KERN_CUDA_PLAN_BEST;
+    const size_t list_bytes = (size_t)limits->lists * best * PAIR;
     return (size_t)limits->act_cap * (head_bytes + list_bytes) + PAIR;
 }
 
 rt_status kern_reserve_plans(kern_dev *dev, const kern_plan_limits *limits)
 {
     KERN_TRY_ENTRY(dev, limits);
+    const kern_check check = {"kern_reserve_plans", dev};
+    KERN_TRY_INT(&check, limits, act_cap, 0, INT_MAX);
+    KERN_TRY_INT(&check, limits, heads, 1, INT_MAX);
+    KERN_TRY_INT(&check, limits, lists, 1, INT_MAX);
+    KERN_TRY_INT(&check, limits, max_pages, 0, INT_MAX);
+    if (dev->recording)
+        return RT_FAIL(RT_ERR_INVALID, "kern_reserve_plans: the device is recording");
     if (dev->kind == KERN_CUDA && limits->max_pages > KERN_GPU_PAGES_MAX)
         return RT_FAIL(RT_ERR_LIMIT,
                        "page plan: %d pages of a request, a GPU chooses among %d at most: take "

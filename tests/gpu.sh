@@ -125,7 +125,7 @@ case " $parts " in *" ranks "*) # every GPU of the machine against one
 esac
 case " $parts " in *" sanitize "*)
     for test in ${TESTS:-buffers dense kv_write locality active page_* keys plan_count attn* vocab unmask}; do
-        for tool in ${TOOLS:-memcheck}; do
+        for tool in ${TOOLS:-memcheck racecheck initcheck}; do
             sanitize "$tool" "pt_test_$test"
         done
     done

@@ -172,8 +172,8 @@ template <int DIM_> struct hopper {
         hold(p);
     }
 
-    // The scores of a stage are multiplied before the values of the one behind it, so that the
-    // tensor cores have those to do while the scores become weights.
+    // The scores of a stage and the values of the one behind it go to the tensor cores together.
+    // (The compiler waits for both before it makes weights; made to wait later it was 5 % slower.)
     __device__ static void take_keys(key_ring<hopper> &ring, ring_place<hopper> &at,
                                      mma_lanes<DIM> &w, const queries &q, const attn_view &a,
                                      const batch_view &b, const work_piece &piece)

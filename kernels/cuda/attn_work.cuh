@@ -225,13 +225,18 @@ __device__ inline int even_share(int all, int workers, int worker)
     return each * worker + min(worker, all - each * workers);
 }
 
+// Blocks, as many to a team as it has workers.
+__device__ inline int team_blocks(const attn_view &a)
+{
+    return a.side.of(a.blocks + a.side.by - 1);
+}
+
 // How many of `all` units of bundles the teams before `team` take. The last ones begin with a
 // block more than the others, which first make up for that. Only the last may have nothing: the
 // workers of a tile follow each other.
 __device__ inline int units_before(const attn_view &a, int all, int teams, int team)
 {
-    const int blocks = a.side.of(a.blocks + a.side.by - 1);
-    const int lighter = teams - blocks % teams, first = min(all, a.weight * lighter);
+    const int lighter = teams - team_blocks(a) % teams, first = min(all, a.weight * lighter);
     return even_share(first, lighter, min(team, lighter)) + even_share(all - first, teams, team);
 }
 
@@ -254,8 +259,7 @@ __device__ inline work_share begin_share(const attn_view &a, const batch_view &b
         mine += last;
     }
     const int before = block_scan(mine, room.counts, &all);
-    const int blocks = a.side.of(a.blocks + a.side.by - 1);
-    const int teams = min(a.side.of(a.workers), all + blocks);
+    const int teams = min(a.side.of(a.workers), all + team_blocks(a));
     if (team >= teams)
         return {a.blocks, 1, false, 0, 0, 0, 0};
     work_share s = {(teams - 1 - team) * a.side.by + member, teams * a.side.by, true, 0, 0, 0, 0};

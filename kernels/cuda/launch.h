@@ -26,6 +26,10 @@ typedef struct kern_cuda_ctx {
 
 enum { KERN_CUDA_NO_ROOM = -1, KERN_CUDA_ARRIVALS = 1 << 16 };
 
+// What a page plan keeps in the workspace: sums of the bounds of so many pages at least, so many
+// best pages of a piece of a row, and of so many pieces at most (kern_reserve_plans).
+enum { KERN_CUDA_PLAN_RUN = 32, KERN_CUDA_PLAN_BEST = 128, KERN_CUDA_PLAN_PIECES = 96 };
+
 // Largest head_dim that the attention kernels take, and page that is written.
 enum { KERN_CUDA_MAX_DIM = 256, KERN_CUDA_MAX_PAGE = 256 };
 

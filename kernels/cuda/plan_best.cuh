@@ -8,7 +8,13 @@
 
 // Pages of a run that a thread scores, the most that a list keeps, and the lists that a thread,
 // a warp merges at once. A list has the best page first, of equal ones the lower.
-enum { RUN_EACH = 4, BEST_MOST = 128, LISTS_EACH = 3, BEST_LISTS = LISTS_EACH * WARP };
+enum {
+    RUN_EACH = 4,
+    BEST_MOST = KERN_CUDA_PLAN_BEST,
+    LISTS_EACH = 3,
+    BEST_LISTS = LISTS_EACH * WARP
+};
+static_assert((int)BEST_LISTS == KERN_CUDA_PLAN_PIECES);
 
 // Keys of no page, and the least of a page (none but a NaN has less): a list that ends with
 // the former has no page left.

@@ -6,7 +6,7 @@
 // four lanes, a thread one page.
 #include "kernels/cuda/plan_score.cuh"
 
-enum { PAGES = 32, WARPS = 8, PER_WARP = 4, LANES = WARPS * PER_WARP };
+enum { PAGES = KERN_CUDA_PLAN_RUN, WARPS = 8, PER_WARP = 4, LANES = WARPS * PER_WARP };
 
 template <int DIM> struct bound_tile {
     float most[PAGES][DIM + 4], least[PAGES][DIM + 4];

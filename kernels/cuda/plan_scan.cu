@@ -15,6 +15,7 @@
 #include "kernels/cuda/plan_score.cuh"
 
 enum { WARPS = 8, TILE = 16, SLICE = 64 };
+static_assert(WARPS * TILE >= KERN_CUDA_PLAN_RUN); // pages of a run
 
 // Metadata of a warp's pages: of each, the largest keys, then the smallest.
 template <int DIM> struct page_stage {

@@ -136,6 +136,8 @@ static void test_plans(void **state)
     limits.max_pages = (1 << 18) + 1;
     KT_REFUSED(kern_reserve_plans(dev, &limits), RT_ERR_LIMIT, "page plan", "262145 pages");
     KT_OK(kern_reserve_plans(cpu, &limits));
+    limits.heads = 0;
+    KT_REFUSED(kern_reserve_plans(dev, &limits), RT_ERR_INVALID, "kern_reserve_plans", "heads");
     kern_dev_close(cpu);
     kern_dev_close(dev);
 }
