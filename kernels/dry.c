@@ -117,8 +117,8 @@ static rt_status dry_room(const kern_dev *dev, size_t *out)
 
 static rt_status dry_reserve(kern_dev *dev, size_t bytes)
 {
-    const size_t all = bytes + KERN_CUDA_BLAS_WORKSPACE;
-    if (dev->kind == KERN_CUDA && dev->used[KERN_USE_WORKSPACE] < all)
+    const size_t all = bytes + (dev->kind == KERN_CUDA ? KERN_CUDA_BLAS_WORKSPACE : 0);
+    if (dev->used[KERN_USE_WORKSPACE] < all)
         dev->used[KERN_USE_WORKSPACE] = all;
     return RT_OK;
 }

@@ -114,6 +114,7 @@ rt_status kern_dev_open(const kern_dev_options *options, kern_dev **out)
     RT_TRY(RT_ALLOC(dev, 1, "device"));
     dev->kind = options->kind;
     dev->index = options->index;
+    dev->threads = options->threads;
     dev->dry = options->dry;
     dev->use = KERN_USE_BATCH;
     rt_status status;

@@ -454,11 +454,11 @@ typedef struct kern_kept_lists {
 } kern_kept_lists;
 
 // Makes room for the plans of batches with at most so many active rows, query heads, lists and
-// pages of a segment; to be called before anything is recorded. A GPU's workspace grows to hold a
-// segment's bounds; more pages than its kernels can choose from are refused.
+// pages of a segment; to be called before anything is recorded. The device's workspace grows to
+// hold a segment's bounds; more pages than a GPU's kernels can choose from are refused.
 enum { KERN_GPU_PAGES_MAX = 1 << 18 };
 typedef struct kern_plan_limits {
-    int act_cap, heads, lists, max_pages;
+    int act_cap, heads, lists, head_dim, max_pages;
 } kern_plan_limits;
 rt_status kern_reserve_plans(kern_dev *dev, const kern_plan_limits *limits);
 

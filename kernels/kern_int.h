@@ -114,13 +114,14 @@ struct kern_dev {
     const kern_ops *ops;
     const kern_record_ops *recorder; // NULL: the device does not record
     kern_kind kind;
-    int index;
+    int index, threads;
     bool recording;
     bool dry;
     kern_use use;           // of the buffers to come
     size_t used[KERN_USES]; // bytes
     rt_pool *pool;          // CPU threads: they compute, or fill a GPU's staging memory
-    float *scratch;         // [threads, KERN_CPU_SCRATCH], reserved at open
+    float *scratch;         // [threads, scratch_floats] of a CPU device
+    size_t scratch_floats;  // KERN_CPU_SCRATCH, or more (kern_reserve_plans)
     void *state;            // of another backend
 };
 
@@ -149,8 +150,8 @@ rt_status kern_dry_attach(kern_dev *dev, const kern_dev_options *options);
 
 // ---- CPU backend ---------------------------------------------------------------
 
-// Floats of scratch that each thread of a CPU device has. An operation that could
-// need more refuses with RT_ERR_LIMIT before it writes anything.
+// Floats of scratch that each thread of a CPU device has at least. An operation that needs
+// more than there is refuses with RT_ERR_LIMIT before it writes anything.
 enum { KERN_CPU_SCRATCH = 1 << 20 };
 
 // Fills dev->ops, pool and scratch.
@@ -159,12 +160,15 @@ rt_status kern_cpu_attach(kern_dev *dev, const kern_dev_options *options);
 // The whole table; no entry is NULL.
 const kern_ops *kern_cpu_ops(void);
 
-// Scratch of a pool thread, 64-byte aligned, `floats` <= KERN_CPU_SCRATCH. Holds
-// whatever its last user left.
+// Scratch of a pool thread, 64-byte aligned; `floats` as checked. Holds whatever its last user
+// left.
 float *kern_cpu_scratch(kern_dev *dev, int thread, size_t floats);
 
 // RT_ERR_LIMIT, naming the operation, if a thread of `op` needs more than there is.
-rt_status kern_cpu_scratch_check(const char *op, size_t floats);
+rt_status kern_cpu_scratch_check(const kern_dev *dev, const char *op, size_t floats);
+
+// Floats of scratch in which a thread scores the pages of a prefix, a multiple of 16.
+size_t kern_cpu_score_floats(int head_dim, int max_pages);
 
 // Runs fn(ctx, item, thread) for every item, over the pool if `work` (floats
 // touched, all items together) is worth waking it.

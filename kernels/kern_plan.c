@@ -7,7 +7,7 @@
 
 // What a GPU keeps of a segment: of every active row and head a bound of every page, and the
 // maximum and sum of every run of pages; of every row and list the best pages of its pieces.
-static size_t plan_bytes(const kern_plan_limits *limits)
+static size_t cuda_plan_bytes(const kern_plan_limits *limits)
 {
     enum { FOURS = 4, PAIR = 2 * sizeof(float) };
     const size_t pages = (size_t)limits->max_pages, runs = pages / KERN_CUDA_PLAN_RUN + 1;
@@ -18,6 +18,13 @@ static size_t plan_bytes(const kern_plan_limits *limits)
     return (size_t)limits->act_cap * (head_bytes + list_bytes) + PAIR;
 }
 
+// A thread of the CPU scores the pages of a prefix in its scratch.
+static size_t cpu_plan_bytes(const kern_dev *dev, const kern_plan_limits *limits)
+{
+    const size_t floats = kern_cpu_score_floats(limits->head_dim, limits->max_pages);
+    return (size_t)dev->threads * floats * sizeof(float);
+}
+
 rt_status kern_reserve_plans(kern_dev *dev, const kern_plan_limits *limits)
 {
     KERN_TRY_ENTRY(dev, limits);
@@ -25,6 +32,7 @@ rt_status kern_reserve_plans(kern_dev *dev, const kern_plan_limits *limits)
     KERN_TRY_INT(&check, limits, act_cap, 0, INT_MAX);
     KERN_TRY_INT(&check, limits, heads, 1, INT_MAX);
     KERN_TRY_INT(&check, limits, lists, 1, INT_MAX);
+    KERN_TRY_INT(&check, limits, head_dim, 1, INT_MAX);
     KERN_TRY_INT(&check, limits, max_pages, 0, INT_MAX);
     if (dev->recording)
         return RT_FAIL(RT_ERR_INVALID, "kern_reserve_plans: the device is recording");
@@ -33,7 +41,8 @@ rt_status kern_reserve_plans(kern_dev *dev, const kern_plan_limits *limits)
                        "page plan: %d pages of a request, a GPU chooses among %d at most: take "
                        "larger pages or a shorter context",
                        limits->max_pages, KERN_GPU_PAGES_MAX);
-    return dev->ops->reserve(dev, plan_bytes(limits));
+    return dev->ops->reserve(dev, dev->kind == KERN_CUDA ? cuda_plan_bytes(limits)
+                                                         : cpu_plan_bytes(dev, limits));
 }
 
 rt_status kern_locality(kern_dev *dev, const kern_locality_args *args)

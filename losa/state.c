@@ -86,7 +86,11 @@ static rt_status open_plan(losa_state *s)
 
 static rt_status reserve_plans(losa_state *s)
 {
-    const kern_plan_limits limits = {s->plan.act_cap, s->heads, s->plan.lists, s->limits.max_pages};
+    const kern_plan_limits limits = {.act_cap = s->plan.act_cap,
+                                     .heads = s->heads,
+                                     .lists = s->plan.lists,
+                                     .head_dim = s->limits.head_dim,
+                                     .max_pages = s->limits.max_pages};
     return s->scans || s->measures ? kern_reserve_plans(s->group.dev, &limits) : RT_OK;
 }
 

@@ -280,12 +280,12 @@ static void attend_prefix(kern_dev *dev, const kern_attn_args *args)
 
 rt_status kern_cpu_attn(kern_dev *dev, const kern_attn_args *args)
 {
-    RT_TRY(kern_cpu_scratch_check("kern_attn", scratch_floats(args->kv.head_dim)));
+    RT_TRY(kern_cpu_scratch_check(dev, "kern_attn", scratch_floats(args->kv.head_dim)));
     RT_TRY(plan_check_rows("kern_attn", args->batch, args->plan));
     RT_TRY(plan_check_prefixes("kern_attn", args->batch, args->plan, args->batch->segs));
     if (args->page_lse)
         RT_TRY(plan_check_mass("kern_attn", args->batch));
-    RT_TRY(attn_check_blocks(args));
+    RT_TRY(attn_check_blocks(dev, args));
     attend_prefix(dev, args);
     attn_merge_blocks(dev, args);
     return RT_OK;

@@ -14,7 +14,7 @@ static inline const float *attn_qkv_head(const kern_attn_args *args, int row, in
 }
 
 // Rows are whole blocks, cache slots exist, and the scratch suffices.
-rt_status attn_check_blocks(const kern_attn_args *args);
+rt_status attn_check_blocks(const kern_dev *dev, const kern_attn_args *args);
 
 // In-block attention, merged with what the prefix left in args->o and args->lse.
 void attn_merge_blocks(kern_dev *dev, const kern_attn_args *args);

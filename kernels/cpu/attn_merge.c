@@ -161,9 +161,9 @@ static rt_status check_slots(const kern_attn_args *args)
     return RT_OK;
 }
 
-rt_status attn_check_blocks(const kern_attn_args *args)
+rt_status attn_check_blocks(const kern_dev *dev, const kern_attn_args *args)
 {
-    RT_TRY(kern_cpu_scratch_check("kern_attn", scratch_floats(args->kv.head_dim)));
+    RT_TRY(kern_cpu_scratch_check(dev, "kern_attn", scratch_floats(args->kv.head_dim)));
     RT_TRY(check_blocks(args->batch));
     return check_slots(args);
 }

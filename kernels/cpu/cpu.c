@@ -84,10 +84,17 @@ static rt_status cpu_room(const kern_dev *dev, size_t *out)
     return RT_OK;
 }
 
-static rt_status cpu_reserve(kern_dev *dev, size_t bytes) // plans keep nothing between calls
+static rt_status cpu_reserve(kern_dev *dev, size_t bytes)
 {
-    (void)dev;
-    (void)bytes;
+    if (bytes <= dev->used[KERN_USE_WORKSPACE])
+        return RT_OK;
+    float *scratch = rt_mem_alloc(bytes, 1, "scratch of the CPU device");
+    if (!scratch)
+        return RT_ERR_NOMEM;
+    rt_free(dev->scratch);
+    dev->scratch = scratch;
+    dev->scratch_floats = bytes / sizeof *scratch / (size_t)dev->threads;
+    dev->used[KERN_USE_WORKSPACE] = bytes;
     return RT_OK;
 }
 
@@ -139,26 +146,24 @@ rt_status kern_cpu_attach(kern_dev *dev, const kern_dev_options *options)
 {
     RT_TRY(rt_pool_open(options->threads, &dev->pool));
     const size_t floats = (size_t)options->threads * KERN_CPU_SCRATCH;
-    dev->scratch = rt_mem_alloc(floats, sizeof *dev->scratch, "scratch of the CPU device");
-    if (!dev->scratch) {
+    const rt_status status = cpu_reserve(dev, floats * sizeof *dev->scratch);
+    if (status != RT_OK)
         rt_pool_close(dev->pool);
-        return RT_ERR_NOMEM;
-    }
-    dev->used[KERN_USE_WORKSPACE] = floats * sizeof *dev->scratch;
     dev->ops = &cpu_ops;
-    return RT_OK;
+    return status;
 }
 
 float *kern_cpu_scratch(kern_dev *dev, int thread, size_t floats)
 {
-    return floats <= KERN_CPU_SCRATCH ? dev->scratch + (size_t)thread * KERN_CPU_SCRATCH : NULL;
+    return floats <= dev->scratch_floats ? dev->scratch + (size_t)thread * dev->scratch_floats
+                                         : NULL;
 }
 
-rt_status kern_cpu_scratch_check(const char *op, size_t floats)
+rt_status kern_cpu_scratch_check(const kern_dev *dev, const char *op, size_t floats)
 {
-    if (floats > KERN_CPU_SCRATCH)
-        return RT_FAIL(RT_ERR_LIMIT, "%s: needs %zu floats of scratch, the CPU backend has %d", op,
-                       floats, KERN_CPU_SCRATCH);
+    if (floats > dev->scratch_floats)
+        return RT_FAIL(RT_ERR_LIMIT, "%s: needs %zu floats of scratch, the CPU device has %zu", op,
+                       floats, dev->scratch_floats);
     return RT_OK;
 }
 

@@ -105,7 +105,7 @@ rt_status kern_cpu_key_score(kern_dev *dev, const kern_key_score_args *args)
 {
     const kern_batch *batch = args->batch;
     const size_t width = (size_t)args->kv.kv_heads * (size_t)args->kv.head_dim;
-    RT_TRY(kern_cpu_scratch_check("kern_key_score", width));
+    RT_TRY(kern_cpu_scratch_check(dev, "kern_key_score", width));
     RT_TRY(plan_check_mass("kern_key_score", batch));
     score_run run = {dev, args};
     const size_t items = (size_t)batch->segs * (size_t)args->score_lists * (size_t)runs_of(batch);

@@ -148,7 +148,7 @@ rt_status kern_cpu_linear(kern_dev *dev, const kern_linear_args *args)
 {
     const int tile_rows = args->rows <= LANES ? LANES : 2 * LANES;
     const size_t k = (size_t)args->k;
-    RT_TRY(kern_cpu_scratch_check("kern_linear", SUM_FLOATS + k * (size_t)tile_rows));
+    RT_TRY(kern_cpu_scratch_check(dev, "kern_linear", SUM_FLOATS + k * (size_t)tile_rows));
     const int fit = (int)(PACK_FLOATS / (k * (size_t)tile_rows)) * tile_rows;
     const int panel = min_int(fit, PANEL_ROWS);
     linear_job job = {.dev = dev, .args = args, .tile_rows = tile_rows};

@@ -33,9 +33,10 @@ static size_t panel_floats(int dim)
     return (size_t)dim * ATTN_PANEL;
 }
 
-static size_t scratch_floats(int dim, int max_pages)
+size_t kern_cpu_score_floats(int head_dim, int max_pages)
 {
-    return 2 * panel_floats(dim) + ((size_t)max_pages + ATTN_BLOCK - 1) * ATTN_PANEL;
+    const size_t bounds = ((size_t)max_pages + ATTN_BLOCK - 1) * ATTN_PANEL;
+    return (2 * panel_floats(head_dim) + bounds + 15) / 16 * 16;
 }
 
 static void load_panel(const score_run *run, const score_panel *panel, float *above, float *below)
@@ -150,8 +151,8 @@ static void score_places(void *ctx, size_t item, int thread)
     panel.pages = plan_pages(batch, plan_prefix(batch, panel.row[0]));
     if (panel.pages == 0)
         return;
-    float *scratch =
-        kern_cpu_scratch(run->dev, thread, scratch_floats(args->kv.head_dim, batch->max_pages));
+    const size_t floats = kern_cpu_score_floats(args->kv.head_dim, batch->max_pages);
+    float *scratch = kern_cpu_scratch(run->dev, thread, floats);
     for (int head = 0; head < args->heads; head += panel.heads) {
         const int rest = run->group - head % run->group;
         panel.kv_head = head / run->group;
@@ -164,8 +165,8 @@ static void score_places(void *ctx, size_t item, int thread)
 rt_status kern_cpu_page_score(kern_dev *dev, const kern_page_score_args *args)
 {
     score_run run = {.dev = dev, .args = args, .group = args->heads / args->kv.kv_heads};
-    const size_t floats = scratch_floats(args->kv.head_dim, args->batch->max_pages);
-    RT_TRY(kern_cpu_scratch_check("kern_page_score", floats));
+    const size_t floats = kern_cpu_score_floats(args->kv.head_dim, args->batch->max_pages);
+    RT_TRY(kern_cpu_scratch_check(dev, "kern_page_score", floats));
     RT_TRY(plan_check_sparse("kern_page_score", args->batch, args->plan));
     run.panel_heads = run.group < ATTN_PANEL ? run.group : ATTN_PANEL;
     run.panel_rows = ATTN_PANEL / run.panel_heads;

@@ -184,7 +184,7 @@ rt_status kern_cpu_page_select(kern_dev *dev, const kern_page_select_args *args)
 {
     const kern_batch *batch = args->batch;
     const size_t width = (size_t)batch->max_pages;
-    RT_TRY(kern_cpu_scratch_check("kern_page_select", (width + 3) / 4));
+    RT_TRY(kern_cpu_scratch_check(dev, "kern_page_select", (width + 3) / 4));
     RT_TRY(plan_check_sparse("kern_page_select", batch, args->plan));
     RT_TRY(check_choices(args));
     select_run run = {dev, args};
@@ -247,7 +247,7 @@ static void keep_list(void *ctx, size_t item, int thread)
 rt_status kern_cpu_mass_select(kern_dev *dev, const kern_mass_select_args *args)
 {
     const size_t width = (size_t)args->batch->max_pages;
-    RT_TRY(kern_cpu_scratch_check("kern_mass_select", (width + 3) / 4));
+    RT_TRY(kern_cpu_scratch_check(dev, "kern_mass_select", (width + 3) / 4));
     RT_TRY(plan_check_mass("kern_mass_select", args->batch));
     for (int seg = 0; seg < args->batch->segs; seg++)
         if (kern_ci32(args->batch->seg_mass)[seg] >= 0)

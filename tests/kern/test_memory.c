@@ -115,13 +115,14 @@ static void test_workspace(void **state)
     }
 }
 
-// A GPU's workspace has room for a segment's page bounds, however many; the CPU needs none.
+// A device's workspace has room for a segment's page bounds, however many.
 static void test_plans(void **state)
 {
     (void)state;
     const kern_dev_options options = {.kind = KERN_CUDA, .threads = 1, .dry = true};
-    kern_plan_limits limits = {.act_cap = 32, .heads = 32, .lists = 8, .max_pages = 1 << 12};
-    kern_dev *dev, *cpu = kt_open(1);
+    kern_plan_limits limits = {
+        .act_cap = 32, .heads = 32, .lists = 8, .head_dim = 128, .max_pages = 1 << 12};
+    kern_dev *dev;
     KT_OK(kern_dev_open(&options, &dev));
     const size_t own = kern_used(dev, KERN_USE_WORKSPACE);
     KT_OK(kern_reserve_plans(dev, &limits));
@@ -135,10 +136,30 @@ static void test_plans(void **state)
     assert_int_equal(kern_used(dev, KERN_USE_WORKSPACE), grown);
     limits.max_pages = (1 << 18) + 1;
     KT_REFUSED(kern_reserve_plans(dev, &limits), RT_ERR_LIMIT, "page plan", "262145 pages");
-    KT_OK(kern_reserve_plans(cpu, &limits));
     limits.heads = 0;
     KT_REFUSED(kern_reserve_plans(dev, &limits), RT_ERR_INVALID, "kern_reserve_plans", "heads");
-    kern_dev_close(cpu);
+    kern_dev_close(dev);
+}
+
+// So has that of each thread of the CPU, which may know no limit.
+static void test_cpu_plans(void **state)
+{
+    (void)state;
+    enum { THREADS = 3, PAGES = (1 << 18) + 1 };
+    const kern_dev_options options = {.kind = KERN_CPU, .threads = THREADS, .dry = true};
+    kern_plan_limits limits = {
+        .act_cap = 32, .heads = 32, .lists = 8, .head_dim = 128, .max_pages = 1 << 12};
+    kern_dev *dry, *dev = kt_open(THREADS);
+    KT_OK(kern_dev_open(&options, &dry));
+    const size_t own = kern_used(dev, KERN_USE_WORKSPACE);
+    KT_OK(kern_reserve_plans(dev, &limits));
+    assert_int_equal(kern_used(dev, KERN_USE_WORKSPACE), own);
+    limits.max_pages = PAGES;
+    KT_OK(kern_reserve_plans(dev, &limits));
+    KT_OK(kern_reserve_plans(dry, &limits));
+    assert_true(kern_used(dev, KERN_USE_WORKSPACE) >= THREADS * PAGES * 8 * sizeof(float));
+    assert_int_equal(kern_used(dry, KERN_USE_WORKSPACE), kern_used(dev, KERN_USE_WORKSPACE));
+    kern_dev_close(dry);
     kern_dev_close(dev);
 }
 
@@ -147,7 +168,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_use),      cmocka_unit_test(test_dry),
         cmocka_unit_test(test_rounding), cmocka_unit_test(test_workspace),
-        cmocka_unit_test(test_plans),
+        cmocka_unit_test(test_plans),    cmocka_unit_test(test_cpu_plans),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

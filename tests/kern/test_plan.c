@@ -214,7 +214,7 @@ static void add_shares(const ac_case *c, int seg, int row, int head, double *wan
 {
     const int pages = prefix_pages(c, seg), kv_head = head / (c->shape.heads / c->shape.kv_heads);
     const float *q = c->qkv + row * ac_width(c) + head * c->shape.dim;
-    double bound[1024], top = -INFINITY, sum = 0.0;
+    double *bound = kt_alloc((size_t)pages, sizeof *bound), top = -INFINITY, sum = 0.0;
     for (int g = 0; g < pages; g++) {
         const size_t meta = ac_page(c, seg, g, kv_head);
         bound[g] = 0.0;
@@ -230,6 +230,7 @@ static void add_shares(const ac_case *c, int seg, int row, int head, double *wan
         sum += exp(bound[g] - top);
     for (int g = 0; g < pages; g++)
         want[g] += exp(bound[g] - top) / sum;
+    rt_free(bound);
 }
 
 static void check_score(const ac_case *c, int score_lists, int list0, int threads)
@@ -239,6 +240,11 @@ static void check_score(const ac_case *c, int score_lists, int list0, int thread
     const size_t width = (size_t)c->max_pages, cap = (size_t)d.plan.act_cap;
     const size_t total = (size_t)(c->sparse_segs * score_lists) * cap * width;
     kern_buf *buf = kt_out_f32(dev, total);
+    KT_OK(kern_reserve_plans(dev, &(kern_plan_limits){.act_cap = d.plan.act_cap,
+                                                      .heads = c->shape.heads,
+                                                      .lists = score_lists,
+                                                      .head_dim = c->shape.dim,
+                                                      .max_pages = c->max_pages}));
     KT_OK(kern_page_score(dev, &(kern_page_score_args){.q = d.qkv,
                                                        .stride = ac_width(c),
                                                        .kv = d.kv,
@@ -283,6 +289,17 @@ static void scores_are_shares_of_the_quest_bounds(void **state)
         check_score(c, c->shape.kv_heads + 3, 2, 1);
         ac_free(c);
     }
+}
+
+// More pages than the scratch holds that a thread has from the start.
+static void long_prefixes_are_scored(void **state)
+{
+    (void)state;
+    kt_rng rng = {9};
+    const ac_shape shape = {.block = 4, .page = 4, .heads = 2, .kv_heads = 1, .dim = 4, .lists = 1};
+    ac_case *c = ac_new(&rng, shape, &(ac_seg){KERN_SEG_STEP, 4 * ((1 << 17) + 1), 1}, 1, 1);
+    check_score(c, 1, 0, 2);
+    ac_free(c);
 }
 
 // ---- selection -----------------------------------------------------------------------------
@@ -552,6 +569,7 @@ int main(void)
         cmocka_unit_test(locality_is_the_mean_square_change),
         cmocka_unit_test(active_rows_follow_the_rule),
         cmocka_unit_test(scores_are_shares_of_the_quest_bounds),
+        cmocka_unit_test(long_prefixes_are_scored),
         cmocka_unit_test(selection_matches_a_full_sort),
         cmocka_unit_test(counters_count_tokens_and_pages),
         cmocka_unit_test(the_checksum_covers_what_is_used),
