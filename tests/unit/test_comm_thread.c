@@ -118,7 +118,7 @@ static void gather_and_note(member *m)
     const double again = rt_clock_now();
     assert_int_equal(comm_ctl_barrier(c), m->status);
     assert_string_equal(rt_last_error(), m->message);
-    assert_true(rt_clock_now() - again < 0.1);
+    assert_true(rt_clock_now() - again < 0.25);
 }
 
 static void rank_1_is_absent(member *m)
@@ -145,7 +145,7 @@ static void test_deadline(void **state)
     }
     assert_true(late >= 1); // the first one wakes the other
     assert_int_equal(m[1].status, RT_ERR_COMM);
-    assert_true(m[1].waited < 0.1);
+    assert_true(m[1].waited < 0.25);
 }
 
 static void rank_2_aborts(member *m)
