@@ -105,14 +105,14 @@ __device__ static double block_sum_f64(double x, double *shared)
     return warp_sum_f64(threadIdx.x % WARP < THREADS / WARP ? shared[threadIdx.x % WARP] : 0.0);
 }
 
-// Block (part, row): m, z, w of the part, to part [parts, rows, KERN_NORM_WORDS].
+// Block (row, part): m, z, w of the part, to part [parts, rows, KERN_NORM_WORDS].
 __global__ void __launch_bounds__(THREADS)
     vocab_norm_kernel(const float *logits, const kern_sample_row *sample, float *norm, int shard)
 {
     __shared__ int tops[WARP];
     __shared__ double sums[WARP];
-    const size_t row = blockIdx.y, rows = gridDim.y;
-    const int first = blockIdx.x * PART, count = min(shard - first, PART);
+    const size_t row = blockIdx.x, rows = gridDim.x;
+    const int first = blockIdx.y * PART, count = min(shard - first, PART);
     int orders[RUNS][RUN], top = INT32_MIN;
     load_orders(logits + row * shard + first, count, shard % RUN == 0, sample[row].inv_temperature,
                 orders);
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(THREADS)
         w += d * e;
     }
     const double zs = block_sum_f64(z, sums), ws = block_sum_f64(w, sums);
-    float *out = norm + (blockIdx.x * rows + row) * KERN_NORM_WORDS;
+    float *out = norm + (blockIdx.y * rows + row) * KERN_NORM_WORDS;
     if (threadIdx.x == 0) {
         out[KERN_NORM_M] = m;
         out[KERN_NORM_Z] = (float)zs;
@@ -179,7 +179,7 @@ extern "C" int kern_cuda_launch_vocab_norm(const kern_cuda_ctx *ctx, const kern_
     if (words * sizeof(float) > ctx->workspace_bytes)
         return KERN_CUDA_NO_ROOM;
     float *norms = parts > 1 ? (float *)ctx->workspace : ptr<float>(a->norm);
-    vocab_norm_kernel<<<dim3(parts, a->rows), THREADS, 0, ctx->stream>>>(
+    vocab_norm_kernel<<<dim3(a->rows, parts), THREADS, 0, ctx->stream>>>(
         ptr<float>(a->logits), ptr<kern_sample_row>(a->sample), norms, a->shard);
     return parts > 1 ? merge_norms(ctx, norms, ptr<float>(a->norm), parts, a->rows)
                      : cudaGetLastError();
@@ -431,15 +431,15 @@ __device__ static candidate take_random(const row_part &p, const kern_sample_row
     return best;
 }
 
-// Block (part, row): the part's best, to picks [rows, parts, KERN_PICK_WORDS].
+// Block (row, part): the part's best, to picks [rows, parts, KERN_PICK_WORDS].
 __global__ void __launch_bounds__(THREADS)
     vocab_pick_kernel(const float *logits, const kern_sample_row *samples, const unsigned *state,
                       float *picks, int shard, int first_id, int mask_id)
 {
     __shared__ candidate shared[WARP];
-    const size_t row = blockIdx.y;
+    const size_t row = blockIdx.x;
     const kern_sample_row sample = samples[row];
-    const int first = blockIdx.x * PART;
+    const int first = blockIdx.y * PART;
     const row_part part = {logits + row * shard + first, min(shard - first, PART), first_id + first,
                            mask_id - first_id - first,
                            state ? state[row * STATE_WORDS + STATE_THRESHOLD] : 0};
@@ -455,7 +455,7 @@ __global__ void __launch_bounds__(THREADS)
                                         : candidate{-CUDART_INF_F, -CUDART_INF_F, -1};
     best = warp_best(best);
     if (threadIdx.x == 0)
-        store_pick(picks + (row * gridDim.x + blockIdx.x) * KERN_PICK_WORDS, best);
+        store_pick(picks + (row * gridDim.y + blockIdx.y) * KERN_PICK_WORDS, best);
 }
 
 __device__ static candidate candidate_of(const float *pick)
@@ -483,7 +483,7 @@ extern "C" int kern_cuda_launch_vocab_pick(const kern_cuda_ctx *ctx, const kern_
     if (words * sizeof(float) > ctx->workspace_bytes)
         return KERN_CUDA_NO_ROOM;
     float *picks = parts > 1 ? (float *)ctx->workspace : ptr<float>(a->pick);
-    vocab_pick_kernel<<<dim3(parts, a->rows), THREADS, 0, ctx->stream>>>(
+    vocab_pick_kernel<<<dim3(a->rows, parts), THREADS, 0, ctx->stream>>>(
         ptr<float>(a->logits), ptr<kern_sample_row>(a->sample), ptr<unsigned>(a->state), picks,
         a->shard, a->first_id, a->mask_id);
     if (parts > 1)
