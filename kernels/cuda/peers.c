@@ -66,6 +66,7 @@ rt_status kern_peers_new(kern_dev *dev, int rank, int ranks, double deadline, vo
         .rank = rank, .ranks = ranks, .deadline_ns = (unsigned long long)(deadline * 1e9)};
     const rt_status status = open_memory(p, handle);
     if (status != RT_OK) {
+        (void)cudaGetLastError(); // not sticky: the device goes on without
         kern_peers_free(p);
         return status;
     }
