@@ -176,7 +176,7 @@ enum { KERN_PEER_BLOCKS = 128, KERN_PEER_FLOATS = 8192 };
 size_t kern_peers_bytes(int ranks);
 
 // This rank's part of the memory and its handle, for the others; RT_ERR_UNSUPPORTED where
-// devices cannot share. `deadline` is in seconds.
+// devices cannot share, RT_ERR_DEVICE where this one does not. `deadline` is in seconds.
 rt_status kern_peers_new(kern_dev *dev, int rank, int ranks, double deadline, void *handle,
                          kern_peers **out);
 // All ranks' handles, [ranks, KERN_PEER_HANDLE]. Every rank has connected before the first call.
@@ -251,6 +251,8 @@ enum { // kern_batch.seg_kind
     KERN_SEG_KINDS
 };
 
+enum { KERN_PAGE_MAX = 256 }; // tokens
+
 enum {                   // kern_batch.row_state, bits
     KERN_ROW_MASKED = 1, // the token is still the mask
     KERN_ROW_NEW = 2,    // the token was committed in the step before this one
@@ -261,9 +263,10 @@ typedef struct kern_batch {
     int sparse_rows, sparse_segs;
     int scan_segs;              // <= sparse_segs
     int mass_segs;              // segments with a seg_mass
-    int write_rows;             // rows with a kv_slot: 0 if no key is written in this forward
+    int write_rows;             // rows with a kv_slot; with 0 metadata may be read while the
+                                // operation before is still running
     int block;                  // tokens in a block
-    int page;                   // tokens in a page, a power of two
+    int page;                   // tokens in a page, a power of two up to KERN_PAGE_MAX
     int max_pages;              // row length of page_table
     const kern_buf *ids;        // i32 [rows]
     const kern_buf *pos;        // i32 [rows], absolute position
@@ -453,12 +456,13 @@ typedef struct kern_kept_lists {
     int lists, cap;
 } kern_kept_lists;
 
-// Makes room for the plans of batches with at most so many active rows, query heads, lists and
-// pages of a segment; to be called before anything is recorded. The device's workspace grows to
-// hold a segment's bounds; more pages than a GPU's kernels can choose from are refused.
+// Makes room for attention and plans of batches with at most so many rows that take pages by
+// score, query heads, lists and pages of a segment; to be called before anything is recorded. The
+// device's workspace grows to hold a segment's bounds. What a GPU's kernels cannot take is refused.
 enum { KERN_GPU_PAGES_MAX = 1 << 18 };
 typedef struct kern_plan_limits {
-    int act_cap, heads, lists, head_dim, max_pages;
+    int act_cap; // 0: nothing is scored
+    int heads, lists, head_dim, max_pages;
 } kern_plan_limits;
 rt_status kern_reserve_plans(kern_dev *dev, const kern_plan_limits *limits);
 

@@ -48,7 +48,7 @@ rt_status kern_check_weight(const kern_check *check, const char *field, const ke
     kern_dtype dtype = KERN_F32;
     if (buf) {
         dtype = kern_dev_weight_dtype(check->dev, buf->dtype);
-        if (buf->dtype == KERN_I32 || buf->dtype == KERN_I64)
+        if (buf->dtype != KERN_BF16 && buf->dtype != KERN_F16)
             dtype = KERN_F32; // never a weight, whatever the backend answers
     }
     return kern_check_buf(check, field, buf, dtype, 2, (const size_t[]){rows, cols});
@@ -65,7 +65,7 @@ rt_status kern_check_batch(const kern_check *check, const kern_batch *batch, uns
     RT_TRY(kern_check_int(check, "batch.scan_segs", batch->scan_segs, 0, batch->sparse_segs));
     RT_TRY(kern_check_int(check, "batch.mass_segs", batch->mass_segs, 0, batch->segs));
     RT_TRY(kern_check_int(check, "batch.block", batch->block, 1, INT_MAX));
-    RT_TRY(kern_check_int(check, "batch.page", batch->page, 1, INT_MAX));
+    RT_TRY(kern_check_int(check, "batch.page", batch->page, 1, KERN_PAGE_MAX));
     RT_TRY(kern_check_int(check, "batch.max_pages", batch->max_pages, 0, INT_MAX));
     if (batch->page & (batch->page - 1))
         return RT_FAIL(RT_ERR_INVALID, "%s: batch.page is %d, want a power of two", check->op,
@@ -114,6 +114,13 @@ rt_status kern_check_plan(const kern_check *check, const kern_batch *batch, cons
                           (const size_t[]){segs, lists, pages}));
     return kern_check_buf(check, "plan.page_count", plan->page_count, KERN_I32, 2,
                           (const size_t[]){segs, lists});
+}
+
+rt_status kern_check_lists(const kern_check *check, const kern_plan *plan, int kv_heads)
+{
+    if (plan->lists == 1)
+        return RT_OK;
+    return kern_check_int(check, "plan.lists", plan->lists, kv_heads, kv_heads);
 }
 
 static rt_status check_kv_shape(const kern_check *check, const kern_kv *kv)

@@ -41,6 +41,9 @@ enum {
 rt_status kern_check_batch(const kern_check *check, const kern_batch *batch, unsigned need);
 rt_status kern_check_plan(const kern_check *check, const kern_batch *batch, const kern_plan *plan);
 
+// The plan has one list, or one for each KV head.
+rt_status kern_check_lists(const kern_check *check, const kern_plan *plan, int kv_heads);
+
 // K and V, or the metadata, of one layer; the batch was checked before.
 rt_status kern_check_kv(const kern_check *check, const kern_kv *kv, const kern_batch *batch);
 rt_status kern_check_kv_meta(const kern_check *check, const kern_kv *kv);

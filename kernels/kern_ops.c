@@ -24,8 +24,9 @@ static rt_status check_xor(const kern_check *check, const kern_xor_words_args *a
 {
     const kern_buf *src = args->src;
     const kern_dtype dtype = src ? src->dtype : KERN_F32; // any
-    const size_t bytes = args->words < SIZE_MAX / 4 ? args->words * 4 : SIZE_MAX;
-    RT_TRY(kern_check_buf(check, "src", src, dtype, 1, &(size_t){bytes / kern_dtype_size(dtype)}));
+    const size_t bytes = args->words < SIZE_MAX / 8 ? args->words * 4 : SIZE_MAX / 2;
+    const size_t size = kern_dtype_size(dtype), count = (bytes + size - 1) / size;
+    RT_TRY(kern_check_buf(check, "src", src, dtype, 1, &count));
     KERN_TRY_BUF(check, args, out, KERN_I32, 1);
     return RT_OK;
 }
@@ -204,6 +205,7 @@ static rt_status check_attn(const kern_check *check, const kern_attn_args *args)
     RT_TRY(kern_check_plan(check, args->batch, args->plan));
     RT_TRY(kern_check_kv(check, kv, args->batch));
     RT_TRY(kern_check_heads(check, args->heads, kv->kv_heads, kv->head_dim));
+    RT_TRY(kern_check_lists(check, args->plan, kv->kv_heads));
     KERN_TRY_BUF(check, args, qkv, KERN_F32, rows,
                  qkv_width(args->heads, kv->kv_heads, kv->head_dim));
     KERN_TRY_BUF(check, args, o, KERN_F32, rows, heads, dim);

@@ -21,8 +21,28 @@ static size_t cuda_plan_bytes(const kern_plan_limits *limits)
 // A thread of the CPU scores the pages of a prefix in its scratch.
 static size_t cpu_plan_bytes(const kern_dev *dev, const kern_plan_limits *limits)
 {
+    if (limits->act_cap == 0)
+        return 0;
     const size_t floats = kern_cpu_score_floats(limits->head_dim, limits->max_pages);
     return (size_t)dev->threads * floats * sizeof(float);
+}
+
+static rt_status check_cuda_limits(const kern_plan_limits *limits)
+{
+    if (limits->head_dim > KERN_CUDA_MAX_DIM)
+        return RT_FAIL(RT_ERR_UNSUPPORTED, "head_dim is %d, a GPU takes up to %d", limits->head_dim,
+                       KERN_CUDA_MAX_DIM);
+    if (limits->max_pages > KERN_GPU_PAGES_MAX)
+        return RT_FAIL(RT_ERR_LIMIT,
+                       "page plan: %d pages of a request, a GPU chooses among %d at most: take "
+                       "larger pages or a shorter context",
+                       limits->max_pages, KERN_GPU_PAGES_MAX);
+    if (cuda_plan_bytes(limits) > KERN_CUDA_PLAN_BYTES)
+        return RT_FAIL(RT_ERR_LIMIT,
+                       "page plan: %.1f GB of bounds of a request's block, a GPU keeps %.1f at "
+                       "most: take larger pages or a shorter context",
+                       (double)cuda_plan_bytes(limits) * 1e-9, KERN_CUDA_PLAN_BYTES * 1e-9);
+    return RT_OK;
 }
 
 rt_status kern_reserve_plans(kern_dev *dev, const kern_plan_limits *limits)
@@ -36,11 +56,8 @@ rt_status kern_reserve_plans(kern_dev *dev, const kern_plan_limits *limits)
     KERN_TRY_INT(&check, limits, max_pages, 0, INT_MAX);
     if (dev->recording)
         return RT_FAIL(RT_ERR_INVALID, "kern_reserve_plans: the device is recording");
-    if (dev->kind == KERN_CUDA && limits->max_pages > KERN_GPU_PAGES_MAX)
-        return RT_FAIL(RT_ERR_LIMIT,
-                       "page plan: %d pages of a request, a GPU chooses among %d at most: take "
-                       "larger pages or a shorter context",
-                       limits->max_pages, KERN_GPU_PAGES_MAX);
+    if (dev->kind == KERN_CUDA)
+        RT_TRY(check_cuda_limits(limits));
     return dev->ops->reserve(dev, dev->kind == KERN_CUDA ? cuda_plan_bytes(limits)
                                                          : cpu_plan_bytes(dev, limits));
 }
@@ -197,8 +214,7 @@ rt_status kern_page_mass(kern_dev *dev, const kern_page_mass_args *args)
     const int local = args->score_lists == 1 ? 1 : args->kv_heads;
     KERN_TRY_INT(&check, args, list0, 0, args->score_lists - local);
     RT_TRY(kern_check_plan(&check, batch, args->plan));
-    if (args->score_lists == 1)
-        RT_TRY(kern_check_int(&check, "plan.lists", args->plan->lists, 1, 1));
+    RT_TRY(kern_check_lists(&check, args->plan, args->score_lists == 1 ? 1 : args->kv_heads));
     const size_t segs = (size_t)batch->mass_segs, pages = (size_t)batch->max_pages;
     KERN_TRY_BUF(&check, args, page_lse, KERN_F32, segs, (size_t)batch->block, (size_t)args->heads,
                  pages);

@@ -86,12 +86,12 @@ static rt_status open_plan(losa_state *s)
 
 static rt_status reserve_plans(losa_state *s)
 {
-    const kern_plan_limits limits = {.act_cap = s->plan.act_cap,
+    const kern_plan_limits limits = {.act_cap = s->scans ? s->plan.act_cap : 0,
                                      .heads = s->heads,
                                      .lists = s->plan.lists,
                                      .head_dim = s->limits.head_dim,
                                      .max_pages = s->limits.max_pages};
-    return s->scans || s->measures ? kern_reserve_plans(s->group.dev, &limits) : RT_OK;
+    return kern_reserve_plans(s->group.dev, &limits);
 }
 
 static rt_status open_buffers(losa_state *s)

@@ -17,7 +17,7 @@
 
 // A multiple of every page length, so that no page is in two spans.
 enum { SPAN = 48 * ATTN_KEYS };
-_Static_assert(SPAN % 256 == 0, "spans hold whole pages");
+_Static_assert(SPAN % KERN_PAGE_MAX == 0, "spans hold whole pages");
 
 typedef struct prefix_run {
     kern_dev *dev;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prefix attention with Ampere's instructions: mma.sync m16n8k16 and ldmatrix. Every warp
+// Attention with Ampere's instructions: mma.sync m16n8k16 and ldmatrix. Every warp
 // has 16 lanes of its own and takes all keys of a stage.
 #include "kernels/cuda/attn_mma.cuh"
 

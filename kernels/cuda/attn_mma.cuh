@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prefix attention on tensor cores, whichever instructions multiply (FlashAttention-2
+// Attention on tensor cores, whichever instructions multiply (FlashAttention-2
 // with split keys; Dao 2023): bf16 pages, head_dim 64 or 128.
 //
 // Some warps of a block do nothing but fetch: K and V of KEYS keys are a stage of a ring in

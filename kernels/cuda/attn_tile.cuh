@@ -38,7 +38,7 @@ template <int DIM, int R> struct attn_lanes {
     }
 };
 
-// Reads past the L1, so that a kernel may do so before begin_kernel: see attention.cu.
+// Reads past the L1, which is of no use for what is read once.
 template <typename T> __device__ inline float attn_read(const T *x)
 {
     return to_f32(__ldcg(x));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prefix attention with Hopper's instructions: wgmma, by two warpgroups of 64 lanes, which
+// Attention with Hopper's instructions: wgmma, by two warpgroups of 64 lanes, which
 // share the keys. Queries, keys and values come from shared memory in the 128-byte swizzle,
 // softmax weights from registers. Elsewhere the kernels are empty, and kern_cuda_ctx says so.
 #include "kernels/cuda/attn_mma.cuh"

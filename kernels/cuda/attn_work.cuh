@@ -25,8 +25,8 @@
 
 #include "kernels/cuda/common.cuh"
 
-// Quotients of numbers x >= 0 with x * by < 2^31, without the 25 instructions of a division:
-// a kernel's start is a chain of them.
+// Quotients of numbers x >= 0, with x * by < 2^31 unless `by` is a power of two, without the 25
+// instructions of a division: a kernel's start is a chain of them.
 struct divider {
     int by;
     unsigned factor; // 2^31 / by, rounded up

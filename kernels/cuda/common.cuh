@@ -38,9 +38,10 @@ static inline unsigned blocks_of(size_t count, unsigned size)
 // ---- launches -------------------------------------------------------------------
 //
 // Where the card can, a kernel of `enqueue` is made ready while the one before it ends
-// (programmatic dependent launch). Its first act is begin_kernel, which waits for that
-// one's results: no thread may touch memory that a kernel writes, or return, before.
-// Elsewhere both are plain.
+// (programmatic dependent launch). begin_kernel waits for that one's results. Before it a thread
+// must not return, write memory, or read what the kernel before writes; what was complete when
+// that one passed its own begin_kernel may be read through the L2 (__ldcg: attention.cu and
+// plan_select.cu say what that is), and what the host alone writes. Elsewhere both are plain.
 
 __device__ inline void begin_kernel()
 {
@@ -205,17 +206,6 @@ __device__ inline float block_sum(float x, float *shared)
         shared[threadIdx.x / WARP] = x;
     __syncthreads();
     return warp_sum(lane < warps ? shared[lane] : 0.0f);
-}
-
-__device__ inline float block_max(float x, float *shared)
-{
-    const int warps = blockDim.x / WARP, lane = threadIdx.x % WARP;
-    x = warp_max(x);
-    __syncthreads();
-    if (lane == 0)
-        shared[threadIdx.x / WARP] = x;
-    __syncthreads();
-    return warp_max(lane < warps ? shared[lane] : -CUDART_INF_F);
 }
 
 // Sum of what the threads before this one hold; *total gets the sum of all.

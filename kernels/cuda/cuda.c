@@ -20,6 +20,9 @@ rt_status kern_cuda_status(const kern_dev *dev, int error, const char *call)
     if (error == KERN_CUDA_NO_ROOM)
         return RT_FAIL(RT_ERR_LIMIT, "CUDA device %d: %s: needs more than %zu bytes of workspace",
                        dev->index, call, kern_cuda_of(dev)->ctx.workspace_bytes);
+    if (error == KERN_CUDA_TOO_LARGE)
+        return RT_FAIL(RT_ERR_LIMIT, "CUDA device %d: %s: more than its kernels take", dev->index,
+                       call);
     const rt_status code = error == cudaErrorMemoryAllocation ? RT_ERR_NOMEM : RT_ERR_DEVICE;
     return RT_FAIL(code, "CUDA device %d: %s: %s", dev->index, call,
                    cudaGetErrorString((cudaError_t)error));
@@ -236,10 +239,11 @@ static rt_status cuda_reserve(kern_dev *dev, size_t bytes)
     CUDA_TRY(dev, cudaStreamSynchronize(ctx->stream));
     CUDA_TRY(dev, cudaFree(ctx->workspace));
     ctx->workspace = NULL;
+    dev->used[KERN_USE_WORKSPACE] -= ctx->workspace_bytes;
     ctx->workspace_bytes = 0;
-    CUDA_TRY(dev, cudaMalloc(&ctx->workspace, bytes));
+    RT_TRY(cuda_alloc(dev, bytes, "workspace", &ctx->workspace));
     ctx->workspace_bytes = bytes;
-    dev->used[KERN_USE_WORKSPACE] = bytes + KERN_CUDA_BLAS_WORKSPACE;
+    dev->used[KERN_USE_WORKSPACE] += bytes;
     return RT_OK;
 }
 
@@ -319,31 +323,31 @@ static rt_status check_attn(const kern_attn_args *args)
     return check_dim("kern_attn", args->kv.head_dim);
 }
 
+static rt_status check_query(const char *op, const kern_page_score_args *args)
+{
+    RT_TRY(check_dim(op, args->kv.head_dim));
+    if (args->kv.kstep && args->stride % 4)
+        return RT_FAIL(RT_ERR_UNSUPPORTED,
+                       "%s: stride is %d, with bounds of 8 bits it must be a multiple of 4", op,
+                       args->stride);
+    return RT_OK;
+}
+
 static rt_status check_page_score(const kern_page_score_args *args)
 {
-    return check_dim("kern_page_score", args->kv.head_dim);
+    return check_query("kern_page_score", args);
 }
 
 static rt_status check_page_plan(const kern_page_plan_args *args)
 {
-    return check_dim("kern_page_plan", args->score.kv.head_dim);
-}
-
-static rt_status check_kv_write(const kern_kv_write_args *args)
-{
-    if (args->batch->page > KERN_CUDA_MAX_PAGE)
-        return RT_FAIL(RT_ERR_UNSUPPORTED,
-                       "kern_kv_write: batch.page is %d, the CUDA kernels take up to %d",
-                       args->batch->page, KERN_CUDA_MAX_PAGE);
-    return RT_OK;
+    return check_query("kern_page_plan", &args->score);
 }
 
 #define CHECK_OF(args, a)                                                                          \
     _Generic((a), const kern_attn_args *                                                           \
              : check_attn, const kern_page_score_args *                                            \
              : check_page_score, const kern_page_plan_args *                                       \
-             : check_page_plan, const kern_kv_write_args *                                         \
-             : check_kv_write, default                                                             \
+             : check_page_plan, default                                                            \
              : check_nothing)(a)
 
 #define CUDA_OP(name, args)                                                                        \
@@ -412,7 +416,7 @@ static rt_status open_all(kern_dev *dev)
     ctx->workspace_bytes = KERN_CUDA_WORKSPACE;
     const size_t arrivals = KERN_CUDA_ARRIVALS * sizeof *ctx->arrivals;
     CUDA_TRY(dev, cudaMalloc((void **)&ctx->arrivals, arrivals));
-    CUDA_TRY(dev, cudaMemset(ctx->arrivals, 0, arrivals));
+    CUDA_TRY(dev, cudaMemsetAsync(ctx->arrivals, 0, arrivals, ctx->stream));
     CUDA_TRY(dev, kern_cuda_launch_probe(ctx));
     RT_TRY(open_staging(dev));
     RT_TRY(open_blas(dev));

@@ -72,7 +72,7 @@ template <typename T> static int launch(const kern_cuda_ctx *ctx, const kern_key
     const dim3 grid(blocks_of(b.max_pages, RUN), a->score_lists, b.segs);
     const size_t shared = (size_t)a->kv.kv_heads * a->kv.head_dim * sizeof(float);
     if (shared > 40960)
-        return KERN_CUDA_NO_ROOM;
+        return KERN_CUDA_TOO_LARGE;
     key_score_kernel<T><<<grid, THREADS, shared, ctx->stream>>>(v, b, ptr<T>(a->kv.k));
     return cudaGetLastError();
 }

@@ -19,7 +19,7 @@ struct write_view {
 
 // The rows of the batch that write to a page, in their order, as far as they count.
 struct page_rows {
-    int row[KERN_CUDA_MAX_PAGE];
+    int row[KERN_PAGE_MAX];
     int scan[WARP];
     int count, first; // [first, count) count: from the last one at offset 0 on
 };

@@ -4,12 +4,15 @@
 // A launcher unwraps the checked arguments of its operation and enqueues kernels on
 // the context's stream. Grids depend on what the host knows (rows, segments, page
 // table width); everything else is read on the device, so that a captured graph
-// stays valid for another content. A launcher returns 0, a cudaError_t, or
-// KERN_CUDA_NO_ROOM when the call needs more workspace than there is.
+// stays valid for another content. A launcher returns 0, a cudaError_t, KERN_CUDA_NO_ROOM when
+// the call needs more workspace than there is, or KERN_CUDA_TOO_LARGE for shapes that no kernel
+// takes.
 #ifndef KERNELS_CUDA_LAUNCH_H
 #define KERNELS_CUDA_LAUNCH_H
 
 #include "kernels/kern.h"
+
+#include <stdint.h>
 
 struct CUstream_st;
 
@@ -24,14 +27,17 @@ typedef struct kern_cuda_ctx {
     unsigned *arrivals; // [KERN_CUDA_ARRIVALS] counts of blocks, 0 between kernels
 } kern_cuda_ctx;
 
-enum { KERN_CUDA_NO_ROOM = -1, KERN_CUDA_ARRIVALS = 1 << 16 };
+enum { KERN_CUDA_NO_ROOM = -1, KERN_CUDA_TOO_LARGE = -2, KERN_CUDA_ARRIVALS = 1 << 16 };
 
 // What a page plan keeps in the workspace: sums of the bounds of so many pages at least, so many
 // best pages of a piece of a row, and of so many pieces at most (kern_reserve_plans).
 enum { KERN_CUDA_PLAN_RUN = 32, KERN_CUDA_PLAN_BEST = 128, KERN_CUDA_PLAN_PIECES = 96 };
 
-// Largest head_dim that the attention kernels take, and page that is written.
-enum { KERN_CUDA_MAX_DIM = 256, KERN_CUDA_MAX_PAGE = 256 };
+// Bytes of a plan in the workspace, at most: kernels count them in 32 bits.
+#define KERN_CUDA_PLAN_BYTES ((size_t)UINT32_MAX)
+
+// Largest head_dim that the attention kernels take.
+enum { KERN_CUDA_MAX_DIM = 256 };
 
 // What a kernel knows of the memory that ranks share (peers.cu).
 typedef struct kern_cuda_peers {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How far tokens moved (locality), which of them read the prefix (active set), the
-// attention mass of pages, and what a plan costs and hashes to.
+// How far tokens moved (locality), which of them read the prefix (active set), and what a plan
+// costs and hashes to.
 #include "kernels/cuda/common.cuh"
 
 // ---- locality ------------------------------------------------------------------

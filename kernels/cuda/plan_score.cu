@@ -34,6 +34,12 @@ size_t score_bytes(const score_view &v)
     return ((size_t)v.act_cap * v.heads * row + 15) / 16 * 16;
 }
 
+size_t plans_that_fit(const kern_cuda_ctx *ctx, size_t bytes)
+{
+    const size_t most = KERN_CUDA_PLAN_BYTES;
+    return (ctx->workspace_bytes < most ? ctx->workspace_bytes : most) / bytes;
+}
+
 int launch_bounds(const kern_cuda_ctx *ctx, const kern_page_score_args *a, score_view &v, int segs)
 {
     const batch_view b = view(a->batch);
@@ -82,7 +88,7 @@ extern "C" int kern_cuda_launch_page_score(const kern_cuda_ctx *ctx, const kern_
     if (p.act_cap == 0 || b.max_pages == 0)
         return 0;
     score_view v = score_view_of(ctx, a);
-    const int fit = (int)(ctx->workspace_bytes / score_bytes(v));
+    const int fit = (int)plans_that_fit(ctx, score_bytes(v));
     if (fit == 0)
         return KERN_CUDA_NO_ROOM;
     for (v.seg0 = 0; v.seg0 < b.scan_segs; v.seg0 += fit) {

@@ -16,7 +16,7 @@ struct score_view {
     int seg0;         // first segment of this launch
     int span, chunks; // pages of a chunk whose sum is kept, and chunks
     int width;        // of a row of bounds, bound_width(max_pages)
-    float *bounds;    // [segs, act_cap, heads, width], below 4 GB
+    float *bounds;    // [segs, act_cap, heads, width]
     float2 *stats;    // [segs, act_cap, heads, chunks]: maximum and sum of a chunk
     float *score;     // [scan_segs, score_lists, act_cap, max_pages]
     int score_lists, list0;
@@ -227,6 +227,8 @@ __device__ inline void add_shares(float (&score)[4], share_parts &s, share_input
 score_view score_view_of(const kern_cuda_ctx *ctx, const kern_page_score_args *a);
 // Bytes of workspace for bounds and stats of a segment, a multiple of 16.
 size_t score_bytes(const score_view &v);
+// Segments whose plans fit the workspace, with so many bytes of each.
+size_t plans_that_fit(const kern_cuda_ctx *ctx, size_t bytes);
 // Enqueues what fills bounds and stats of segments [seg0, seg0 + segs), at the start of the
 // workspace.
 int launch_bounds(const kern_cuda_ctx *ctx, const kern_page_score_args *a, score_view &v, int segs);

@@ -369,15 +369,14 @@ static size_t best_bytes(const select_view &v, const kern_plan *p)
     return (size_t)p->lists * p->act_cap * v.row_lists * BEST_MOST * sizeof(ranked_page);
 }
 
-// Segments that a launch can take, with `bytes` of workspace each besides the best pages.
-static int segs_at_once(const kern_cuda_ctx *ctx, const kern_page_select_args *a,
-                        const select_view &v, size_t bytes)
+// Segments that a launch can take, with `bytes` of workspace each: so many, or an error.
+static int segs_at_once(const kern_cuda_ctx *ctx, const kern_page_select_args *a, size_t bytes)
 {
-    if (bitmap_bytes(a->batch->max_pages) > BITMAP_MOST)
-        return 0;
-    const size_t room = ctx->workspace_bytes / (bytes + best_bytes(v, a->plan) + 1);
     const size_t arrivals = KERN_CUDA_ARRIVALS / (size_t)a->plan->lists;
-    return (int)(room < arrivals ? room : arrivals);
+    if (bitmap_bytes(a->batch->max_pages) > BITMAP_MOST || arrivals == 0)
+        return KERN_CUDA_TOO_LARGE;
+    const size_t room = plans_that_fit(ctx, bytes + 1);
+    return room == 0 ? KERN_CUDA_NO_ROOM : (int)(room < arrivals ? room : arrivals);
 }
 
 // Segments [w.seg0, w.seg0 + segs), of bounds if v has any. So many blocks that all run at once.
@@ -400,9 +399,10 @@ static int launch_plan(const kern_cuda_ctx *ctx, const score_view &v, const sele
 static int select_segs(const kern_cuda_ctx *ctx, const kern_page_select_args *a, int seg0, int end)
 {
     select_view w = select_view_of(ctx, a, RUN_EACH * PICK_THREADS);
-    const int most = segs_at_once(ctx, a, w, 0);
-    if (most == 0)
-        return KERN_CUDA_NO_ROOM;
+    const bool scores = seg0 < a->batch->scan_segs; // else no row takes pages by score
+    const int most = segs_at_once(ctx, a, scores ? best_bytes(w, a->plan) : 0);
+    if (most < 0)
+        return most;
     w.best = (ranked_page *)ctx->workspace;
     for (w.seg0 = seg0; w.seg0 < end; w.seg0 += most) {
         const int error =
@@ -428,9 +428,9 @@ extern "C" int kern_cuda_launch_page_plan(const kern_cuda_ctx *ctx, const kern_p
     score_view v = score_view_of(ctx, &args->score);
     select_view w = select_view_of(ctx, select, share_run(v.score_lists == 1 ? v.heads : v.group));
     const size_t bytes = score_bytes(v);
-    const int most = segs_at_once(ctx, select, w, bytes);
-    if (most == 0)
-        return KERN_CUDA_NO_ROOM;
+    const int most = segs_at_once(ctx, select, bytes + best_bytes(w, select->plan));
+    if (most < 0)
+        return most;
     for (v.seg0 = 0; v.seg0 < batch->scan_segs; v.seg0 += most) {
         const int segs = batch->scan_segs - v.seg0 < most ? batch->scan_segs - v.seg0 : most;
         w.seg0 = v.seg0;
@@ -479,7 +479,7 @@ extern "C" int kern_cuda_launch_mass_select(const kern_cuda_ctx *ctx,
     const batch_view b = view(a->batch);
     const size_t shared = bitmap_bytes(b.max_pages);
     if (shared > BITMAP_MOST)
-        return KERN_CUDA_NO_ROOM;
+        return KERN_CUDA_TOO_LARGE;
     return enqueue(ctx, keep_kernel, dim3(a->kept->lists, b.segs), PICK_THREADS, shared,
                    ptr<float>(a->mass), b, a->score_lists, a->list0, a->top, a->share,
                    ptr<int>(a->kept->pages), ptr<int>(a->kept->count), a->kept->cap);

@@ -501,6 +501,7 @@ static void test_mass_arguments(void **state)
     BAD_INT(kern_page_mass, mass, score_lists, 0);
     BAD_INT(kern_page_mass, mass, list0, 2);
     BAD_PLAN(kern_page_mass, mass, page_count, NULL);
+    BAD_PLAN(kern_page_mass, mass, lists, 3);
     BAD_INT(kern_page_mass, mass, batch, NULL);
     BAD_BATCH(kern_page_mass, mass, mass_segs, 3);
     BAD_BATCH(kern_page_mass, mass, kv_slot, NULL);
@@ -641,6 +642,8 @@ static void test_attention_arguments(void **state)
     BAD_PLAN(kern_attn, attn, act_rows, NULL);
     BAD_BATCH(kern_attn, attn, pos, NULL);
     BAD_BATCH(kern_attn, attn, cache_slot, NULL);
+    BAD_PLAN(kern_attn, attn, lists, 3);
+    BAD_BATCH(kern_attn, attn, page, 2 * KERN_PAGE_MAX);
     attn.page_lse = f->f32; // may be NULL; then nothing more is asked for
     const kern_batch before = f->batch;
     f->batch.mass_segs = 1;

@@ -87,6 +87,11 @@ static void test_xor(void **state)
         KT_OK(kern_xor_words(dev, &(kern_xor_words_args){src, count, out}));
         int32_t *got = kt_take(out, 1);
         assert_int_equal(got[0], want);
+        kern_buf *empty;
+        KT_OK(kern_buf_new(dev, KERN_I64, 0, "no words", &empty));
+        KT_REFUSED(kern_xor_words(dev, &(kern_xor_words_args){empty, 1, out}), RT_ERR_INVALID,
+                   "kern_xor_words", "src");
+        kern_buf_free(empty);
         KT_REFUSED(kern_xor_words(dev, &(kern_xor_words_args){src, count + KT_GUARD + 2, out}),
                    RT_ERR_INVALID, "kern_xor_words", "src");
         KT_REFUSED(kern_xor_words(dev, &(kern_xor_words_args){src, count, NULL}), RT_ERR_INVALID,

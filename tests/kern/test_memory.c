@@ -134,8 +134,16 @@ static void test_plans(void **state)
     limits.max_pages = 1 << 12;
     KT_OK(kern_reserve_plans(dev, &limits));
     assert_int_equal(kern_used(dev, KERN_USE_WORKSPACE), grown);
+    limits.act_cap = 129;
     limits.max_pages = (1 << 18) + 1;
     KT_REFUSED(kern_reserve_plans(dev, &limits), RT_ERR_LIMIT, "page plan", "262145 pages");
+    limits.max_pages = 1 << 18;
+    KT_REFUSED(kern_reserve_plans(dev, &limits), RT_ERR_LIMIT, "page plan", "GB of bounds");
+    limits.act_cap = 0; // nothing is scored
+    KT_OK(kern_reserve_plans(dev, &limits));
+    assert_int_equal(kern_used(dev, KERN_USE_WORKSPACE), grown);
+    limits.head_dim = 257;
+    KT_REFUSED(kern_reserve_plans(dev, &limits), RT_ERR_UNSUPPORTED, "head_dim", "257");
     limits.heads = 0;
     KT_REFUSED(kern_reserve_plans(dev, &limits), RT_ERR_INVALID, "kern_reserve_plans", "heads");
     kern_dev_close(dev);
