@@ -2,17 +2,18 @@
 // losa: the table of commands, and what is the same for all of them.
 //
 // Exit status: 0 done, 1 failed, 2 wrong usage, 128 + N ended by signal N (or the command's own
-// status for that). Every rank
-// ends with the same one. Rank 0 alone prints; an error is one line.
+// status for that). Every rank ends with the same one. Rank 0 alone prints; an error is one line.
 #include "launcher/app.h"
 
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_SIGNAL = 128 };
 #define SIGNAL_SECONDS 2.0 // for an orderly end after a signal
@@ -225,8 +226,20 @@ static int help_command(int argc, char **argv)
     return cmd ? run_command(cmd, 1, help) : EXIT_USAGE;
 }
 
+// Where standard files are closed, what is opened first would take their numbers, and messages
+// and answers would be written into it. To read-only files writing fails, as to closed ones.
+static void keep_standard_files(void)
+{
+    int fd = open("/dev/null", O_RDONLY);
+    while (fd >= 0 && fd <= STDERR_FILENO)
+        fd = open("/dev/null", O_RDONLY);
+    if (fd >= 0)
+        close(fd);
+}
+
 int main(int argc, char **argv)
 {
+    keep_standard_files();
     signal(SIGPIPE, SIG_IGN); // a closed pipe is a write error, with a message
     const char *word = argc > 1 ? argv[1] : "";
     if (!*word)

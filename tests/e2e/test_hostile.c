@@ -223,15 +223,15 @@ static void test_allow_nonfinite(void **state)
     }
 }
 
-// ---- full disks ------------------------------------------------------------------------
+// ---- full disks, closed files -------------------------------------------------------------
 
-// Standard output of every rank is a full disk.
-static void fill_standard_output(void)
+// Redirects the standard output of every rank, as a shell does.
+static void redirect_output(const char *redirection)
 {
-    const char *wrapper = run_temp("losa-full");
+    const char *wrapper = run_temp("losa-redirected");
     char script[2048];
-    const int n = snprintf(script, sizeof script, "#!/bin/sh\nexec '%s' \"$@\" >/dev/full\n",
-                           getenv("LOSA_BINARY"));
+    const int n = snprintf(script, sizeof script, "#!/bin/sh\nexec '%s' \"$@\" %s\n",
+                           getenv("LOSA_BINARY"), redirection);
     run_write(wrapper, script, (size_t)n);
     assert_int_equal(chmod(wrapper, 0755), 0);
     setenv("LOSA_BINARY", wrapper, 1);
@@ -262,10 +262,26 @@ static void test_full_disk(void **state)
     for (int i = 0; i < FULL; i++) {
         setenv("LOSA_BINARY", binary, 1);
         if (!strstr(full[i].line, "/dev/full"))
-            fill_standard_output();
+            redirect_output(">/dev/full");
         check_refusal(&full[i], 0);
         check_refusal(&full[i], 2);
     }
+    setenv("LOSA_BINARY", binary, 1);
+    free(binary);
+}
+
+// A file that losa opens does not become the standard output that is missing.
+static void test_closed_output(void **state)
+{
+    (void)state;
+    static const refusal closed = {
+        "generate -q --model %NEEDLE --prompt a --max-tokens 40 --trace-plans @closed.trace",
+        0,
+        {"standard output", "Bad file"}};
+    char *const binary = strdup(getenv("LOSA_BINARY"));
+    redirect_output(">&-");
+    check_refusal(&closed, 0);
+    check_refusal(&closed, 2);
     setenv("LOSA_BINARY", binary, 1);
     free(binary);
 }
@@ -277,6 +293,7 @@ int main(void)
     const struct CMUnitTest more[] = {
         cmocka_unit_test(test_allow_nonfinite),
         cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_closed_output),
     };
     enum { EXTRA = sizeof more / sizeof more[0] };
     static struct CMUnitTest tests[REFUSALS + EXTRA];
