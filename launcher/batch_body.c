@@ -8,14 +8,14 @@
 #include <limits.h>
 #include <string.h>
 
-static const char NAME[] = "body", OWN[] = "body.losa";
+static const char NAME[] = "body", MESSAGES[] = "body.messages", OWN[] = "body.losa";
 
 enum { STOPS_MAX = 16 };
 
 // ---- what is refused ---------------------------------------------------------------------
 
 // Keys that ask for what is not there, but for one value each, which asks for nothing.
-typedef enum nothing { IS_ONE, IS_ZERO, IS_FALSE, IS_EMPTY, IS_ANY } nothing;
+typedef enum nothing { IS_ONE, IS_ZERO, IS_FALSE, IS_EMPTY, IS_NO_TOOL, IS_TEXT, IS_ANY } nothing;
 static const struct {
     const char *key;
     nothing allowed;
@@ -29,6 +29,11 @@ static const struct {
     {"logprobs", IS_FALSE},
     {"logit_bias", IS_EMPTY},
     {"tools", IS_EMPTY},
+    {"tool_calls", IS_EMPTY},
+    {"annotations", IS_EMPTY},
+    {"tool_choice", IS_NO_TOOL},
+    {"parallel_tool_calls", IS_ANY},
+    {"response_format", IS_TEXT},
     {"user", IS_ANY},
     {"metadata", IS_ANY},
     {"store", IS_ANY},
@@ -40,8 +45,15 @@ static const char *const chat_keys[] = {
     "top_k", "seed",     "stop",       "losa",        NULL};
 static const char *const text_keys[] = {"model", "prompt", "max_tokens", "temperature", "top_p",
                                         "top_k", "seed",   "stop",       "losa",        NULL};
+static const char *const message_keys[] = {"role", "content", "name", NULL};
+static const char *const part_keys[] = {"type", "text", NULL};
 static const char *const own_keys[] = {"strategy",    "steps",         "threshold", "sub_block",
                                        "ignore_stop", "parse_special", "token_ids", NULL};
+
+static bool is_word(const json_t *value, const char *word)
+{
+    return json_is_string(value) && strcmp(json_string_value(value), word) == 0;
+}
 
 static bool asks_nothing(const json_t *value, nothing allowed)
 {
@@ -55,6 +67,10 @@ static bool asks_nothing(const json_t *value, nothing allowed)
     case IS_EMPTY:
         return json_object_size(value) + json_array_size(value) == 0 &&
                (json_is_object(value) || json_is_array(value));
+    case IS_NO_TOOL: // of none
+        return is_word(value, "none") || is_word(value, "auto");
+    case IS_TEXT:
+        return is_word(json_object_get(value, "type"), "text");
     case IS_ANY:
         break;
     }
@@ -100,27 +116,32 @@ static rt_status join_parts(const json_t *parts, rt_str *out)
                            "body.messages.content: a part of type '%.100s', "
                            "only texts are read",
                            type);
+        RT_TRY(check_keys(part, "body.messages.content", part_keys));
         RT_TRY(rt_str_append(out, json_string_value(text), json_string_length(text)));
     }
     return RT_OK;
 }
 
-static rt_status read_message(const json_t *message, rt_turn *turn, rt_str *joined)
+static rt_status read_role(const json_t *message, const char **out)
 {
     static const char *const roles[] = {"system", "developer", "user", "assistant"};
-    static const char name[] = "body.messages";
-    const json_t *content = json_object_get(message, "content");
     const char *role;
     size_t i = 0;
-    RT_TRY(rt_json_str(message, "role", name, true, &role));
+    RT_TRY(rt_json_str(message, "role", MESSAGES, true, &role));
     while (i < 4 && strcmp(roles[i], role) != 0)
         i++;
     if (i == 4)
         return RT_FAIL(RT_ERR_UNSUPPORTED,
                        "%s: 'role' is '%.100s', known are system, developer, "
                        "user and assistant",
-                       name, role);
-    turn->role = i == 1 ? roles[0] : roles[i];
+                       MESSAGES, role);
+    *out = i == 1 ? roles[0] : roles[i];
+    return RT_OK;
+}
+
+// Parts are joined in `joined`, to which the turn then points.
+static rt_status read_content(const json_t *content, rt_turn *turn, rt_str *joined)
+{
     if (json_is_array(content)) {
         RT_TRY(join_parts(content, joined));
         turn->text = joined->data ? joined->data : "";
@@ -129,10 +150,17 @@ static rt_status read_message(const json_t *message, rt_turn *turn, rt_str *join
     }
     if (!json_is_string(content))
         return RT_FAIL(RT_ERR_FORMAT, "%s: 'content' is neither a string nor a list of parts",
-                       name);
+                       MESSAGES);
     turn->text = json_string_value(content);
     turn->len = json_string_length(content);
     return RT_OK;
+}
+
+static rt_status read_message(const json_t *message, rt_turn *turn, rt_str *joined)
+{
+    RT_TRY(read_role(message, &turn->role));
+    RT_TRY(check_keys(message, MESSAGES, message_keys));
+    return read_content(json_object_get(message, "content"), turn, joined);
 }
 
 static rt_status read_messages(const json_t *body, app_batch_request *out)

@@ -29,7 +29,9 @@ static void test_chat(void **state)
     assert_ok(make("chat/completions",
                    "{\"model\": \"sdar\", \"messages\": [{\"role\": \"developer\", \"content\": "
                    "\"Be brief.\"}, {\"role\": \"user\", \"content\": [{\"type\": \"text\", "
-                   "\"text\": \"a\\u0000\"}, {\"type\": \"text\", \"text\": \"b\"}]}], "
+                   "\"text\": \"a\\u0000\"}, {\"type\": \"text\", \"text\": \"b\"}], "
+                   "\"name\": \"me\", \"tool_calls\": []}], \"tool_choice\": \"auto\", "
+                   "\"response_format\": {\"type\": \"text\"}, "
                    "\"max_completion_tokens\": 7, \"temperature\": 0.5, \"top_p\": 0.25, "
                    "\"top_k\": -1, \"seed\": -1, \"stop\": [\"x\", \"yy\"], \"n\": 1, "
                    "\"stream\": false, \"logprobs\": null, \"user\": \"u\"}",
@@ -97,6 +99,17 @@ static void test_bad_bodies(void **state)
             {"{\"messages\": [1]}", "messages", "expected an object"},
             {"{\"messages\": [{\"role\": \"tool\", \"content\": \"x\"}]}", "role", "tool"},
             {"{\"messages\": [{\"role\": \"user\"}]}", "content", "neither"},
+            {"{\"messages\": [{\"role\": \"user\", \"content\": \"x\", \"tool_calls\": [1]}]}",
+             "tool_calls", "not supported"},
+            {"{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": "
+             "\"x\", \"mood\": 1}]}]}",
+             "mood", "not supported"},
+            {"{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}], \"response_format\": "
+             "{\"type\": \"json_object\"}}",
+             "response_format", "not supported"},
+            {"{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}], \"tool_choice\": "
+             "\"required\"}",
+             "tool_choice", "not supported"},
             {"{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image_url\"}]}]}",
              "content", "image_url"},
             {"{\"prompt\": \"x\", \"messages\": []}", "prompt", "not supported"},
