@@ -97,8 +97,9 @@ rt_status app_desk_turn(app_desk *desk, bool *over);
 rt_status app_desk_order_close(app_desk *desk);
 // At the end: the output, when everything is done.
 rt_status app_desk_finish(app_desk *desk);
-// One line for the user: what is kept, and how to go on.
-void app_desk_say_how_to_resume(const app_desk *desk);
+// At an early end: one line for the user, what is kept and how to go on. A job that `failed`
+// before it had a result leaves nothing.
+void app_desk_leave(const app_desk *desk, bool failed);
 
 // ---- leaders
 

@@ -402,8 +402,12 @@ rt_status app_desk_finish(app_desk *d)
     return app_journal_remove(d->journal);
 }
 
-void app_desk_say_how_to_resume(const app_desk *d)
+void app_desk_leave(const app_desk *d, bool failed)
 {
+    if (failed && app_journal_is_empty(d->journal)) {
+        (void)app_journal_remove(d->journal);
+        return;
+    }
     fprintf(stderr, "losa: %" PRIu64 " of %" PRIu64 " results are kept in %s",
             app_journal_count(d->journal), d->counts.lines, d->journal_path);
     app_batch_say_how_to_resume(stderr, comm_ranks(d->c) == 1);
@@ -411,18 +415,36 @@ void app_desk_say_how_to_resume(const app_desk *d)
 
 // ---- opening -------------------------------------------------------------------------------
 
-// Nothing that is written may be the input, by whatever name.
-static rt_status check_input_is_apart(const app_batch_args *args)
+// By whatever names; files that are not there differ by theirs.
+static bool is_same_file(const char *a, const char *b)
 {
-    static const char *const written[] = {"", ".tmp", ".journal"};
-    char path[PATH_MAX];
-    struct stat input, other;
-    if (stat(args->input, &input) != 0)
-        return RT_FAIL(RT_ERR_IO, "%s: cannot stat: %s", args->input, strerror(errno));
-    for (size_t i = 0; i < sizeof written / sizeof written[0]; i++) {
-        snprintf(path, sizeof path, "%s%s", args->output, written[i]);
-        if (stat(path, &other) == 0 && other.st_dev == input.st_dev && other.st_ino == input.st_ino)
-            return RT_FAIL(RT_ERR_INVALID, "%s: is the input, and would be overwritten", path);
+    struct stat one, other;
+    if (strcmp(a, b) == 0)
+        return true;
+    return stat(a, &one) == 0 && stat(b, &other) == 0 && one.st_dev == other.st_dev &&
+           one.st_ino == other.st_ino;
+}
+
+// Nothing that is written may be the input, nor results and metrics be one file.
+static rt_status check_files_are_apart(const app_batch_args *args)
+{
+    static const char *const results[] = {"", ".tmp", ".journal"}, *const metrics[] = {"", ".tmp"};
+    char result[PATH_MAX], metric[PATH_MAX];
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(result, sizeof result, "%s%s", args->output, results[i]);
+        if (is_same_file(result, args->input))
+            return RT_FAIL(RT_ERR_INVALID, "%s: is the input, and would be overwritten", result);
+    }
+    for (size_t i = 0; args->metrics_file && i < 2; i++) {
+        snprintf(metric, sizeof metric, "%s%s", args->metrics_file, metrics[i]);
+        if (is_same_file(metric, args->input))
+            return RT_FAIL(RT_ERR_INVALID, "%s: is the input, and would be overwritten", metric);
+        for (size_t j = 0; j < 3; j++) {
+            snprintf(result, sizeof result, "%s%s", args->output, results[j]);
+            if (is_same_file(metric, result))
+                return RT_FAIL(RT_ERR_INVALID, "%s: --metrics-file would overwrite results",
+                               metric);
+        }
     }
     return RT_OK;
 }
@@ -437,7 +459,7 @@ static rt_status open_journal(app_desk *d)
     if (snprintf(d->journal_path, sizeof d->journal_path, "%s.journal", args->output) >=
         (int)sizeof d->journal_path)
         return RT_FAIL(RT_ERR_LIMIT, "%s: the name is too long", args->output);
-    RT_TRY(check_input_is_apart(args));
+    RT_TRY(check_files_are_apart(args));
     rt_status status = app_batch_describe(args, d->job->model, &options);
     const app_job job = {.model = d->job->model_hash,
                          .input = app_input_hash(d->input),

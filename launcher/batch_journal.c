@@ -292,6 +292,11 @@ uint64_t app_journal_count(const app_journal *j)
     return j->count;
 }
 
+bool app_journal_is_empty(const app_journal *j)
+{
+    return j->added == 0;
+}
+
 uint64_t app_journal_errors(const app_journal *j)
 {
     return j->errors;

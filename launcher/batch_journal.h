@@ -36,12 +36,13 @@ rt_status app_journal_add(app_journal *journal, uint64_t line, const char *text,
 // outlives a loss of power, when the oldest of it has waited for `age` seconds.
 rt_status app_journal_sync(app_journal *journal, double age);
 uint64_t app_journal_count(const app_journal *journal);  // results that are on the disk
+bool app_journal_is_empty(const app_journal *journal);   // never had one
 uint64_t app_journal_errors(const app_journal *journal); // records of errors, of all runs
 
 // Syncs, then replaces `output` in one step by the results: in the order of the input, or
 // that of their completion. No result can be added after it.
 rt_status app_journal_deliver(app_journal *journal, const char *output, bool in_order);
-// After app_journal_deliver: nothing is left to resume.
+// Where nothing is left to resume: after app_journal_deliver, or without a result.
 rt_status app_journal_remove(app_journal *journal);
 
 #endif

@@ -88,7 +88,7 @@ static rt_status run_all(app_batch_rank *at, app_batch_args *args, app_batch_job
     if (status == RT_OK && at->desk)
         status = app_desk_finish(at->desk);
     if (status != RT_OK && at->desk)
-        app_desk_say_how_to_resume(at->desk);
+        app_desk_leave(at->desk, status != RT_ERR_CANCELLED);
     comm_watch_end(at->world, NULL, NULL);
     // Those that are lost agree to nothing: rank 0 ends them with the job.
     return comm_has_lost(at->world) ? status : comm_agree(at->world, status);

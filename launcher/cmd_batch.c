@@ -95,6 +95,7 @@ static rt_status check(void *target)
     RT_TRY(check_files(args));
     if (args->common.verbose && args->common.quiet)
         return RT_FAIL(RT_ERR_INVALID, "--verbose and --quiet exclude each other");
+    RT_TRY(app_decoding_check(&args->request));
     RT_TRY(app_attention_check(&args->attention));
     args->engine.model_dir = args->model;
     args->engine.separate_commit = args->commit == 1;

@@ -220,6 +220,7 @@ static const refusal refusals[] = {
     {"generate --model @tiny --prompt a --device abacus", USAGE, {"--device", "cpu"}},
     {"generate --model @tiny --prompt a --threads 99999", USAGE, {"--threads"}},
     {"generate --model @tiny --prompt a --json=yes", USAGE, {"--json"}},
+    {"batch --model @tiny -i @in -o @out --threshold 2", USAGE, {"--threshold 2", "at most 1"}},
     {"logits --model @tiny --ids @many.json", USAGE, {"--out"}},
     {"logits --model @tiny --out @x.npy", USAGE, {"--ids"}},
     {"tokenize", USAGE, {"--tokenizer"}},
@@ -297,6 +298,7 @@ static const refusal refusals[] = {
      {"bad\xff", "UTF-8"}},
     {"bench decode 120 --model @tiny", FAILED, {"120", "20", "128"}},
     {"bench prefill 128 --model @tiny", FAILED, {"128", "1 to answer"}},
+    {"bench prefill 3 --model @tiny", FAILED, {"3 tokens", "a block"}},
     {"generate --model %NEEDLE --prompt a --max-tokens 4 -q --stats-file @no/x.json",
      FAILED,
      {"no/x.json"}},
@@ -383,9 +385,10 @@ static run_result run_line(const char *line, int ranks, const char *input)
 static void test_help(void **state)
 {
     (void)state;
-    static const char *const lines[] = {"--help", "generate --help", "logits -h", "info --help",
-                                        "tokenize --help"};
-    for (int i = 0; i < 5; i++) {
+    static const char *const lines[] = {"--help",      "generate --help", "batch --help",
+                                        "eval --help", "info --help",     "tokenize --help",
+                                        "logits -h",   "report --help",   "bench --help"};
+    for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
         for (int ranks = 0; ranks <= 2; ranks += 2) {
             run_result got = run_line(lines[i], ranks, NULL);
             assert_int_equal(got.err_lines, 0);
@@ -454,7 +457,7 @@ static void test_interrupt(void **state)
     (void)state;
     for (int ranks = 0; ranks <= 2; ranks += 2) {
         run_args args = {0};
-        split("generate --model %NEEDLE --prompt-file @long.txt", &args);
+        split("generate --model %NEEDLE --prompt-file @long.txt --ignore-stop -n 8000", &args);
         const run_job job = {.ranks = ranks, .args = &args, .limit = LIMIT, .interrupt = 2.5};
         run_result got = run_losa(&job);
         if (got.timed_out || got.left || got.status == 0 || got.seconds < 2.5)

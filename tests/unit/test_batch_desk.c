@@ -316,6 +316,22 @@ static void test_input_is_output(void **state)
     j->args.input = input;
 }
 
+// Metrics go to none of the files of the job, whether it is there yet or not.
+static void test_metrics_apart(void **state)
+{
+    job *j = *state;
+    static const char *const names[] = {"in", "out", "out.tmp", "out.journal"};
+    char path[PATH_MAX];
+    for (int i = 0; i < 4; i++) {
+        snprintf(path, sizeof path, "%s", test_path(&dir, names[i]));
+        j->args.metrics_file = path;
+        assert_fails(reopen(j), RT_ERR_INVALID, names[i], i ? "--metrics-file" : "is the input");
+    }
+    snprintf(path, sizeof path, "%s", test_path(&dir, "metrics"));
+    assert_ok(reopen(j));
+    j->args.metrics_file = NULL;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -325,6 +341,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_other_names, make_job, drop_job),
         cmocka_unit_test(test_model_name),
         cmocka_unit_test_setup_teardown(test_input_is_output, make_job, drop_job),
+        cmocka_unit_test_setup_teardown(test_metrics_apart, make_job, drop_job),
         cmocka_unit_test_setup_teardown(test_all_lost, make_job, drop_job),
     };
     return cmocka_run_group_tests_name("batch_desk", tests, NULL, NULL);
