@@ -180,8 +180,9 @@ static int count_lines(const char *path)
 static void interrupt(void *ctx, const run_live *live)
 {
     static bool done;
-    if (!done && count_lines(ctx) >= 2) {
-        kill(run_rank(live, 0), SIGINT);
+    const pid_t pid = done ? -1 : run_rank(live, 0);
+    if (pid > 0 && count_lines(ctx) >= 2) {
+        kill(pid, SIGINT);
         done = true;
     }
 }
