@@ -93,8 +93,6 @@ static rt_status check(void *target)
     app_batch_args *args = target;
     RT_TRY(app_model_check(args->model, args->dummy));
     RT_TRY(check_files(args));
-    if (args->common.verbose && args->common.quiet)
-        return RT_FAIL(RT_ERR_INVALID, "--verbose and --quiet exclude each other");
     RT_TRY(app_decoding_check(&args->request));
     RT_TRY(app_attention_check(&args->attention));
     args->engine.model_dir = args->model;

@@ -70,8 +70,6 @@ static rt_status check(void *target)
         return RT_FAIL(RT_ERR_INVALID, "--model DIR is missing");
     if (!args->data)
         return RT_FAIL(RT_ERR_INVALID, "--data FILE is missing");
-    if (args->common.verbose && args->common.quiet)
-        return RT_FAIL(RT_ERR_INVALID, "--verbose and --quiet exclude each other");
     RT_TRY(app_decoding_check(&args->request));
     args->engine.model_dir = args->model;
     args->engine.separate_commit = args->commit == 1;

@@ -107,8 +107,6 @@ static rt_status check(void *target)
     if (!args->model)
         return RT_FAIL(RT_ERR_INVALID, "--model DIR is missing");
     RT_TRY(check_prompts(args));
-    if (args->common.verbose && args->common.quiet)
-        return RT_FAIL(RT_ERR_INVALID, "--verbose and --quiet exclude each other");
     for (size_t i = 0; i < args->stops.len; i++)
         if (!*args->stops.items[i])
             return RT_FAIL(RT_ERR_INVALID, "--stop: the text is empty");

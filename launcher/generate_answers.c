@@ -67,9 +67,14 @@ free_out:
 static void warn_of_cut(const app_answers *a, size_t index)
 {
     const json_t *finish = json_object_get(a->results[index], "finish_reason");
-    if (strcmp(json_string_value(finish), rt_finish_name(RT_FINISH_LENGTH)) == 0)
-        rt_log(RT_LOG_WARN, "answer %zu of %zu ends at its most tokens (--max-tokens)", index + 1,
-               a->prompts->count);
+    char which[64] = "the answer";
+    if (strcmp(json_string_value(finish), rt_finish_name(RT_FINISH_LENGTH)) != 0)
+        return;
+    if (a->prompts->count > 1)
+        snprintf(which, sizeof which, "answer %zu of %zu", index + 1, a->prompts->count);
+    const json_t *usage = json_object_get(a->results[index], "usage");
+    rt_log(RT_LOG_WARN, "%s was cut after %" JSON_INTEGER_FORMAT " tokens (--max-tokens)", which,
+           json_integer_value(json_object_get(usage, "completion_tokens")));
 }
 
 // Of one prompt the text has been streamed already. JSON says why an answer ends.

@@ -15,15 +15,23 @@ size_t app_prompts_count(const app_generate_args *args)
     return args->prompts.len + args->prompt_files.len;
 }
 
-// The text of a file, without one newline at its end.
+static const char *display_name(const char *path)
+{
+    return strcmp(path, "-") == 0 ? "standard input" : path;
+}
+
+// The text of a file, without a byte order mark at its start and one newline at its end.
 static rt_status read_file(const char *path, rt_str *out)
 {
+    static const char mark[] = "\xef\xbb\xbf";
     char *text;
-    size_t len;
+    size_t len, from = 0;
     RT_TRY(rt_file_read(path, PROMPT_MAX, &text, &len));
     if (len > 0 && text[len - 1] == '\n')
         len -= len > 1 && text[len - 2] == '\r' ? 2 : 1;
-    const rt_status status = rt_str_append(out, text, len);
+    if (len >= sizeof mark - 1 && memcmp(text, mark, sizeof mark - 1) == 0)
+        from = sizeof mark - 1;
+    const rt_status status = rt_str_append(out, text + from, len - from);
     rt_free(text);
     return status;
 }
@@ -40,7 +48,7 @@ static rt_status read_prompt(const app_generate_args *args, const rt_str *before
     }
     if (out->text.len == before->len && (args->document || !args->request.chat))
         return RT_FAIL(RT_ERR_INVALID, "%s: the prompt is empty",
-                       out->name ? out->name : "--prompt");
+                       out->name ? display_name(out->name) : "--prompt");
     return RT_OK;
 }
 
@@ -59,7 +67,7 @@ static rt_status check_utf8(const char *path, const rt_str *text)
     for (size_t at = 0, used; at < text->len; at += used) {
         used = rt_utf8_next(text->data + at, text->len - at, &cp);
         if (cp < 0)
-            return RT_FAIL(RT_ERR_INVALID, "%s: not UTF-8 at byte %zu", path, at);
+            return RT_FAIL(RT_ERR_INVALID, "%s: not UTF-8 at byte %zu", display_name(path), at);
     }
     return RT_OK;
 }
@@ -71,6 +79,8 @@ static rt_status read_document(const app_generate_args *args, rt_str *out)
         return RT_OK;
     RT_TRY(read_file(args->document, out));
     RT_TRY(check_utf8(args->document, out));
+    if (out->len == 0)
+        return RT_FAIL(RT_ERR_INVALID, "%s: the document is empty", display_name(args->document));
     return rt_str_puts(out, "\n\n");
 }
 
@@ -101,7 +111,7 @@ rt_status app_prompt_refused(const app_prompts *prompts, size_t i, rt_status sta
 {
     const char *name = prompts->items[i].name;
     if (name)
-        return RT_FAIL(status, "%s: %s", name, rt_last_error());
+        return RT_FAIL(status, "%s: %s", display_name(name), rt_last_error());
     if (prompts->count == 1)
         return status;
     return RT_FAIL(status, "--prompt %zu of %zu: %s", i + 1, prompts->count, rt_last_error());

@@ -181,6 +181,8 @@ static int run_command(const app_command *cmd, int argc, char *const *argv)
     bool help;
     int code;
     rt_status status = app_parse(&cmd->table, argc, argv, common, operands, &help);
+    if (status == RT_OK && !help && common->verbose && common->quiet)
+        status = RT_FAIL(RT_ERR_INVALID, "--verbose and --quiet exclude each other");
     if (status == RT_OK && !help && cmd->check)
         status = cmd->check(common);
     if (status != RT_OK) {

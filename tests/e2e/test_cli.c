@@ -222,6 +222,7 @@ static const refusal refusals[] = {
     {"generate --model @tiny --prompt a --json=yes", USAGE, {"--json"}},
     {"batch --model @tiny -i @in -o @out --threshold 2", USAGE, {"--threshold 2", "at most 1"}},
     {"logits --model @tiny --ids @many.json", USAGE, {"--out"}},
+    {"logits --model @tiny --ids @many.json --out @x.npy -v -q", USAGE, {"--verbose", "--quiet"}},
     {"logits --model @tiny --out @x.npy", USAGE, {"--ids"}},
     {"tokenize", USAGE, {"--tokenizer"}},
     {"info", USAGE, {"--model"}},
@@ -286,6 +287,9 @@ static const refusal refusals[] = {
     {"generate --model %NEEDLE --prompt-file @absent.txt", FAILED, {"absent.txt"}},
     {"generate --model %NEEDLE --prompt-file @empty.txt", FAILED, {"empty.txt", "empty"}},
     {"generate --model %NEEDLE --prompt ''", FAILED, {"prompt", "empty"}},
+    {"generate --model %NEEDLE --document @empty.txt --prompt a",
+     FAILED,
+     {"empty.txt", "document is empty"}},
     {"generate --model %NEEDLE --prompt-file @not-utf8.txt", FAILED, {"UTF-8", "4"}},
     {"generate --model %NEEDLE --prompt-file @too-long.txt", FAILED, {"32768", "context"}},
     {"generate --model %NEEDLE --prompt-file @normal.txt --context 1024",
@@ -434,11 +438,18 @@ static void test_tokenize(void **state)
     free(ids_file);
 }
 
-// `-` is standard input; under mpirun rank 0 has it.
+// `-` is standard input; under mpirun rank 0 has it. A byte order mark is not of the text.
 static void test_standard_input(void **state)
 {
     (void)state;
-    char *input = strdup(run_temp("normal.txt"));
+    size_t len;
+    char *input = strdup(run_temp("marked.txt")), *text = run_read(run_temp("normal.txt"), &len);
+    char *marked = calloc(len + 4, 1);
+    assert_non_null(marked);
+    sprintf(marked, "\xef\xbb\xbf%s", text);
+    write_text(input, marked);
+    free(marked);
+    free(text);
     run_result first = run_line(
         "generate --model %NEEDLE --chat -q --max-tokens 20 --prompt-file @normal.txt", 0, NULL);
     for (int ranks = 0; ranks <= 2; ranks += 2) {
