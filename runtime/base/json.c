@@ -5,7 +5,11 @@
 #include "runtime/base/mem.h"
 
 #include <ctype.h>
+#include <math.h>
 #include <string.h>
+
+// 2^53: every integer below is a double of its own.
+static const double exact = 9007199254740992.0;
 
 static const char *type_name(const json_t *value)
 {
@@ -60,10 +64,50 @@ static rt_status wrong_type(const json_t *value, const char *key, const char *na
                    wanted);
 }
 
+static bool was_integer(const json_t *value)
+{
+    const double number = json_real_value(value); // 0 if it is none
+    return json_is_real(value) && fabs(number) < exact && number == floor(number);
+}
+
+// Takes back JSON_DECODE_INT_AS_REAL where nothing was lost; not 0: out of memory.
+static int restore_integers(json_t *value)
+{
+    const char *key;
+    json_t *item;
+    size_t i;
+    int failed = 0;
+    json_object_foreach(value, key, item)
+    {
+        failed |= was_integer(item)
+                      ? json_object_iter_set_new(value, json_object_key_to_iter(key),
+                                                 json_integer((json_int_t)json_real_value(item)))
+                      : restore_integers(item);
+    }
+    json_array_foreach(value, i, item)
+    {
+        failed |=
+            was_integer(item)
+                ? json_array_set_new(value, i, json_integer((json_int_t)json_real_value(item)))
+                : restore_integers(item);
+    }
+    return failed;
+}
+
+// jansson ends at an integer that its type does not hold. Python writes such ones:
+// transformers' model_max_length of 1e30 stands in most tokenizer_config.json.
 rt_status rt_json_parse(const char *text, size_t len, const char *name, json_t **out)
 {
+    const size_t flags = JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL;
     json_error_t error;
-    json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
+    json_t *root = json_loadb(text, len, flags, &error);
+    if (!root && json_error_code(&error) == json_error_numeric_overflow) {
+        root = json_loadb(text, len, flags | JSON_DECODE_INT_AS_REAL, &error);
+        if (root && restore_integers(root) != 0) {
+            json_decref(root);
+            return RT_FAIL(RT_ERR_NOMEM, "%s: out of memory", name);
+        }
+    }
     if (root) {
         *out = root;
         return RT_OK;
@@ -91,6 +135,9 @@ rt_status rt_json_int(const json_t *obj, const char *key, const char *name, bool
     RT_TRY(member(obj, key, name, required, &value));
     if (!value)
         return RT_OK;
+    if (fabs(json_real_value(value)) >= exact)
+        return RT_FAIL(RT_ERR_FORMAT, "%s: '%s' is %g, outside [%lld, %lld]", name, key,
+                       json_real_value(value), (long long)min, (long long)max);
     if (!json_is_integer(value))
         return wrong_type(value, key, name, "an integer");
     int64_t number = json_integer_value(value);

@@ -13,7 +13,8 @@
 
 // Parses a whole text (UTF-8; duplicate keys, trailing text and nesting beyond
 // jansson's limit are refused; "\u0000" in strings is allowed). `name` is the
-// file name for messages. Caller owns *out (json_decref).
+// file name for messages. Caller owns *out (json_decref). Where an integer of a text
+// is beyond int64_t, those of 2^53 and more in size are reals.
 rt_status rt_json_parse(const char *text, size_t len, const char *name, json_t **out);
 
 // Reads and parses a file of at most `max_bytes`.

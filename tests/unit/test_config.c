@@ -553,6 +553,29 @@ static void test_generation_refused(void **state)
     test_dir_remove(&dir);
 }
 
+// As transformers writes it: Python's integers have no end.
+static void test_integers_of_python(void **state)
+{
+#define BIG "1000000000000000019884624838656"
+    (void)state;
+    test_dir dir = test_dir_new();
+    char text[sizeof base_text + 64];
+    rt_model_config c;
+    test_write_text(&dir, "tokenizer_config.json",
+                    "{\"model_max_length\": " BIG ", \"mask_token\": \"<M>\"}");
+    test_write_text(&dir, "tokenizer.json",
+                    "{\"n\": " BIG ", \"added_tokens\": [{\"id\": 9, \"content\": \"<M>\"}]}");
+    test_write_text(&dir, "generation_config.json",
+                    "{\"max_length\": " BIG ", \"eos_token_id\": [7, 8]}");
+    snprintf(text, sizeof text, "{\"unused\": " BIG ", %s", base_text + 1);
+    test_write_text(&dir, "config.json", text);
+    assert_ok(rt_config_load(dir.path, NULL, &c));
+    assert_true(c.hidden == 2560 && c.vocab == 151936 && c.rms_eps == 1e-6 && c.mask_id == 9);
+    assert_true(c.stop_count == 2 && c.stop_ids[0] == 7 && c.stop_ids[1] == 8);
+    test_dir_remove(&dir);
+#undef BIG
+}
+
 // Every allocation fails in turn: no leak, no crash, always a message.
 static void test_out_of_memory(void **state)
 {
@@ -664,6 +687,7 @@ int main(void)
         cmocka_unit_test(test_mask_refused),
         cmocka_unit_test(test_mask_unknown),
         cmocka_unit_test(test_generation),
+        cmocka_unit_test(test_integers_of_python),
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_goldens),
         cmocka_unit_test(test_generation_refused),

@@ -23,8 +23,9 @@ static const struct {
     {"{\"a\": Infinity}", "invalid token"},
     {"{\"a\": 1,}", "line 1 column 9"},
     {"{'a': 1}", "line 1"},
-    {"{\"a\": 99999999999999999999}", "too big"},
     {"{\"a\": 1e999}", "overflow"},
+    {"{\"a\": 99999999999999999999, \"b\": 1e999}", "overflow"},
+    {"{\"a\": 99999999999999999999, \"a\": 2}", "duplicate"},
     {"[\"\xff\"]", "unable to decode byte 0xff"},
     {"[\"\\ud800\"]", "line 1"},
     {"[\"a\nb\"]", "line 1"}, // the control character must not reach the message
@@ -64,6 +65,34 @@ static void test_accepted(void **state)
     assert_int_equal(json_string_length(json_object_get(root, "nul")), 3);
     assert_fails(rt_json_str(root, "nul", "f.json", true, &text), RT_ERR_FORMAT, "f.json: 'nul'",
                  "NUL");
+    json_decref(root);
+}
+
+// An integer beyond int64_t is a real, and the others of its text stay integers.
+static void test_large_integers(void **state)
+{
+    (void)state;
+    json_t *root = parse("{\"max\": 1000000000000000019884624838656, \"low\": -9223372036854775809,"
+                         " \"n\": 2560, \"a\": [7, {\"m\": -9007199254740991}, -0],"
+                         " \"r\": 0.5, \"edge\": 9007199254740992}");
+    const json_t *array = json_object_get(root, "a");
+    int64_t i = 0;
+    double r = 0;
+    assert_ok(rt_json_real(root, "max", "f", true, 0, 1e31, &r));
+    assert_true(r == 1e30);
+    assert_ok(rt_json_real(root, "r", "f", true, 0, 1, &r));
+    assert_true(r == 0.5);
+    assert_ok(rt_json_int(root, "n", "f", true, 0, 9999, &i));
+    assert_true(i == 2560 && json_integer_value(json_array_get(array, 0)) == 7);
+    assert_ok(rt_json_int(json_array_get(array, 1), "m", "f", true, INT64_MIN, 0, &i));
+    assert_true(i == -9007199254740991 && json_is_integer(json_array_get(array, 2)));
+    assert_fails(rt_json_int(root, "max", "f", true, 0, 9, &i), RT_ERR_FORMAT, "f: 'max' is 1e+30",
+                 "outside [0, 9]");
+    assert_fails(rt_json_int(root, "low", "f", true, 0, 9, &i), RT_ERR_FORMAT, "f: 'low'",
+                 "outside");
+    // Whether it is exact is not known.
+    assert_fails(rt_json_int(root, "edge", "f", true, 0, INT64_MAX, &i), RT_ERR_FORMAT, "f: 'edge'",
+                 "9.0072e+15");
     json_decref(root);
 }
 
@@ -141,9 +170,10 @@ static void test_load(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_malformed), cmocka_unit_test(test_depth),
-        cmocka_unit_test(test_accepted),  cmocka_unit_test(test_absent),
-        cmocka_unit_test(test_load),      cmocka_unit_test(test_types_and_ranges),
+        cmocka_unit_test(test_malformed),      cmocka_unit_test(test_depth),
+        cmocka_unit_test(test_accepted),       cmocka_unit_test(test_absent),
+        cmocka_unit_test(test_load),           cmocka_unit_test(test_types_and_ranges),
+        cmocka_unit_test(test_large_integers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
