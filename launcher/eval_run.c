@@ -132,6 +132,7 @@ static rt_request request_of(const evaluation *ev, size_t i)
     rt_request request = ev->args->request;
     request.prompt_ids = d->prompt.data;
     request.prompt_ids_len = d->prompt.len;
+    request.chat = !ev->args->plain;
     return request;
 }
 

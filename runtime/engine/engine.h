@@ -124,7 +124,7 @@ struct rt_request {
     size_t prompt_ids_len;
     const rt_turn *turns;
     size_t turns_len;
-    bool chat;          // wrap the text as a ChatML user turn
+    bool chat;          // wrap the text as a ChatML user turn; ids are the turns of a chat already
     const char *system; // system turn of `chat`, or NULL
     bool parse_special; // special tokens written in the text count as such
 
@@ -139,6 +139,8 @@ struct rt_request {
     uint64_t seed;
     const char *const *stops; // stop strings, besides the model's stop ids
     size_t stops_len;
+    // Without it an answer ends at the model's stop ids and, in a chat, at <|im_end|> too:
+    // checkpoints that name <|endoftext|> alone end their turns with it all the same.
     bool ignore_stop_ids;
 
     // Called on rank 0 from rt_engine_step; any may be NULL. They may submit and cancel.

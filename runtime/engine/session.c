@@ -157,6 +157,8 @@ static rt_status fill_session(const rt_engine *e, const rt_request *request, rt_
 {
     s->slot = -1;
     s->request = *request;
+    s->turn_end =
+        e->tokenizer && (request->chat || request->turns) ? rt_chat_end(e->tokenizer) : -1;
     fill_defaults(e, &s->request);
     RT_TRY(check_numbers(&s->request));
     RT_TRY(copy_stops(request, s));
@@ -234,10 +236,12 @@ static void finish(rt_session *s, rt_finish how)
 
 static bool is_stop_id(const rt_engine *e, const rt_session *s, int32_t id)
 {
-    for (int i = 0; i < e->config.stop_count && !s->request.ignore_stop_ids; i++)
+    if (s->request.ignore_stop_ids)
+        return false;
+    for (int i = 0; i < e->config.stop_count; i++)
         if (e->config.stop_ids[i] == id)
             return true;
-    return false;
+    return id == s->turn_end;
 }
 
 // Offset of the earliest stop string that ends after byte `from`, or SIZE_MAX.

@@ -17,6 +17,7 @@ struct rt_session {
     rt_request request; // numbers and callbacks, defaults filled in; borrows no memory
     char **stops;       // copies, [stops_len of request]
     rt_ids prompt;
+    int turn_end;       // a stop id besides the model's; -1: none
     int slot;           // -1 until admitted
     rt_holding holding; // its KV pages: taken while it has a slot
     uint64_t refused;   // what the page book had got back when there was no room; none yet: 0

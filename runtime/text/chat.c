@@ -9,10 +9,14 @@ typedef struct markers {
     int32_t start, end;
 } markers;
 
+int rt_chat_end(const rt_tokenizer *tok)
+{
+    return rt_tokenizer_id(tok, "<|im_end|>");
+}
+
 static rt_status find_markers(const rt_tokenizer *tok, markers *out)
 {
-    markers m = {.start = rt_tokenizer_id(tok, "<|im_start|>"),
-                 .end = rt_tokenizer_id(tok, "<|im_end|>")};
+    markers m = {.start = rt_tokenizer_id(tok, "<|im_start|>"), .end = rt_chat_end(tok)};
     if (m.start < 0 || m.end < 0)
         return RT_FAIL(RT_ERR_UNSUPPORTED, "chat: the tokenizer has no token %s",
                        m.start < 0 ? "<|im_start|>" : "<|im_end|>");

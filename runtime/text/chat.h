@@ -17,6 +17,8 @@ typedef struct rt_turn {
 // RT_SPECIAL_PARSE. RT_ERR_UNSUPPORTED when the tokenizer has no <|im_start|> or <|im_end|>.
 rt_status rt_chat_encode_turns(const rt_tokenizer *tok, const rt_turn *turns, size_t n,
                                rt_special content, rt_ids *out);
+// The token that ends a turn, <|im_end|>; -1: the tokenizer has none.
+int rt_chat_end(const rt_tokenizer *tok);
 // One user turn, after a system turn unless `system` is NULL.
 rt_status rt_chat_encode(const rt_tokenizer *tok, const char *system, const char *user,
                          size_t user_len, rt_special content, rt_ids *out);

@@ -3,7 +3,10 @@
 // what streams is the same text. On the shipped model.
 #include "tests/unit/engine_case.h"
 
+#include "runtime/base/json.h"
 #include "runtime/base/log.h"
+
+#include <unistd.h>
 
 #define NEEDLE "models/needle-11m"
 
@@ -131,6 +134,55 @@ static void test_stop_ids_and_lengths(void **state)
     engine_close(&c);
 }
 
+// The shipped model with <|endoftext|> as its only stop id, in `dir`.
+static void link_without_turn_end(const test_dir *dir)
+{
+    static const char *const files[] = {"model.safetensors", "tokenizer.json"};
+    const char *source = getenv("LOSA_SOURCE");
+    char path[PATH_MAX];
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(path, sizeof path, "%s/" NEEDLE "/%s", source ? source : ".", files[i]);
+        assert_int_equal(symlink(path, test_path(dir, files[i])), 0);
+    }
+    snprintf(path, sizeof path, "%s/" NEEDLE "/config.json", source ? source : ".");
+    json_t *config;
+    assert_ok(rt_json_load(path, 1 << 20, &config));
+    assert_int_equal(json_integer_value(json_object_get(config, "eos_token_id")), 0);
+    assert_int_equal(json_dump_file(config, test_path(dir, "config.json"), 0), 0);
+    json_decref(config);
+}
+
+// SDAR's config.json names <|endoftext|> alone: a chat ends at the end of the turn.
+static void test_turn_end(void **state)
+{
+    (void)state;
+    test_dir dir = test_dir_new();
+    link_without_turn_end(&dir);
+    rt_engine_options o = engine_options(NEEDLE);
+    o.context = 256;
+    rt_request r = rt_request_default();
+    r.max_tokens = 60;
+    engine_case c;
+    engine_open(&c, &o, 1);
+    const listener want = ask(&c, r);
+    assert_int_equal(want.finish, RT_FINISH_STOP);
+    engine_close(&c);
+
+    o.model_dir = dir.path;
+    engine_open(&c, &o, 1);
+    assert_int_equal(rt_engine_model(c.root)->stop_count, 1);
+    const listener got = ask(&c, r);
+    assert_int_equal(got.finish, RT_FINISH_STOP);
+    assert_int_equal(got.ids, want.ids);
+    assert_string_equal(got.whole, want.whole);
+    r.ignore_stop_ids = true;
+    const listener on = ask(&c, r);
+    assert_int_equal(on.finish, RT_FINISH_LENGTH);
+    assert_int_equal(on.ids, 60);
+    engine_close(&c);
+    test_dir_remove(&dir);
+}
+
 // A cancelled request gives out what it has.
 static void test_cancelled_text(void **state)
 {
@@ -166,6 +218,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_stop_strings),
         cmocka_unit_test(test_stop_ids_and_lengths),
+        cmocka_unit_test(test_turn_end),
         cmocka_unit_test(test_cancelled_text),
     };
     return cmocka_run_group_tests_name("engine text", tests, NULL, NULL);
