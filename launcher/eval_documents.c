@@ -7,7 +7,6 @@
 #include "launcher/lines.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
-#include "runtime/text/chat.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -76,7 +75,8 @@ static rt_status text_of(const json_t *line, const char *key, const char *other,
 static rt_status encode(const reader *r, const char *text, size_t len, rt_ids *out)
 {
     if (r->encoding->chat)
-        return rt_chat_encode(r->encoding->tokenizer, NULL, text, len, RT_SPECIAL_TEXT, out);
+        return rt_chat_encode(r->encoding->tokenizer, r->encoding->format, NULL, text, len,
+                              RT_SPECIAL_TEXT, out);
     return rt_tokenizer_encode(r->encoding->tokenizer, text, len, RT_SPECIAL_TEXT, out);
 }
 

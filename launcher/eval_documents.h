@@ -11,6 +11,7 @@
 #define LAUNCHER_EVAL_DOCUMENTS_H
 
 #include "runtime/base/json.h"
+#include "runtime/text/chat.h"
 #include "runtime/text/tokenizer.h"
 
 enum { APP_LENGTHS_MAX = 16 };
@@ -41,7 +42,8 @@ typedef struct app_documents {
 // How prompts become ids.
 typedef struct app_encoding {
     const rt_tokenizer *tokenizer;
-    bool chat; // as the user's turn of a chat
+    bool chat;                      // as the user's turn of a chat
+    const rt_chat_template *format; // of that chat; NULL: ChatML
 } app_encoding;
 
 // Reads line by line. Every bad line is logged, with the file and its number, and makes

@@ -83,10 +83,15 @@ static rt_status read_documents(const app_eval_args *args, app_documents *out)
 {
     char path[PATH_MAX];
     rt_tokenizer *tokenizer;
+    rt_chat_template format;
     RT_TRY(rt_path_join(args->model, "tokenizer.json", path, sizeof path));
     RT_TRY(rt_tokenizer_open(path, &tokenizer));
-    const app_encoding encoding = {tokenizer, !args->plain};
-    const rt_status status = app_documents_read(args->data, &encoding, &args->lengths, out);
+    rt_status status;
+    RT_TRY_GOTO(status, rt_chat_template_load(args->model, &format), close);
+    const app_encoding encoding = {tokenizer, !args->plain, &format};
+    status = app_documents_read(args->data, &encoding, &args->lengths, out);
+    rt_chat_template_free(&format);
+close:
     rt_tokenizer_close(tokenizer);
     return status;
 }

@@ -13,7 +13,8 @@
 static int is_part(const struct dirent *entry)
 {
     const char *dot = strrchr(entry->d_name, '.');
-    return dot && (strcmp(dot, ".json") == 0 || strcmp(dot, ".safetensors") == 0);
+    return dot && (strcmp(dot, ".json") == 0 || strcmp(dot, ".safetensors") == 0 ||
+                   strcmp(dot, ".jinja") == 0);
 }
 
 static uint64_t add_map(uint64_t hash, const rt_map *map)

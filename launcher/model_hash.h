@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A number that tells checkpoints apart: over the JSON files of the folder and, for every
+// A number that tells checkpoints apart: over the JSON and Jinja files of the folder and, for every
 // weight file, its size and up to 1024 evenly spaced pieces of 4 KiB.
 #ifndef LAUNCHER_MODEL_HASH_H
 #define LAUNCHER_MODEL_HASH_H

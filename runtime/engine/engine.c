@@ -204,7 +204,10 @@ rt_status rt_engine_open_tokenizer(rt_engine *e)
     if (e->options.dummy)
         return RT_OK;
     RT_TRY(rt_path_join(e->options.model_dir, "tokenizer.json", path, sizeof path));
-    return rt_file_exists(path) ? rt_tokenizer_open(path, &e->tokenizer) : RT_OK;
+    if (!rt_file_exists(path))
+        return RT_OK;
+    RT_TRY(rt_chat_template_load(e->options.model_dir, &e->chat));
+    return rt_tokenizer_open(path, &e->tokenizer);
 }
 
 // Rank 0.
@@ -322,6 +325,7 @@ void rt_engine_empty(rt_engine *e)
     kern_buf_free(e->counts);
     rt_free(e->results);
     rt_tokenizer_close(e->tokenizer);
+    rt_chat_template_free(&e->chat);
     rt_trace_close(e->trace);
     kern_buf_free(e->gathered);
     kern_buf_free(e->logits_index);

@@ -60,6 +60,7 @@ struct rt_engine {
     rt_pagebook book;   // of the pages of `kv`
     rt_command command; // the one being executed
     rt_tokenizer *tokenizer;
+    rt_chat_template chat;
     rt_trace *trace;           // NULL: none
     rt_session *sessions;      // list in order of submission
     rt_session **sessions_end; // where the next one goes

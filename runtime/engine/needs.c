@@ -68,6 +68,7 @@ rt_status rt_engine_context_for(const rt_engine_options *options, const rt_reque
     status = sum_largest(e, requests, n, context, refused);
 close:
     rt_tokenizer_close(e->tokenizer);
+    rt_chat_template_free(&e->chat);
     rt_free(e);
     return status;
 }

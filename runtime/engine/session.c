@@ -40,9 +40,10 @@ static rt_status encode(const rt_engine *e, const rt_request *r, rt_ids *out)
     RT_TRY(check_bytes(e, bytes));
     const rt_special special = r->parse_special ? RT_SPECIAL_PARSE : RT_SPECIAL_TEXT;
     if (r->turns)
-        return rt_chat_encode_turns(e->tokenizer, r->turns, r->turns_len, special, out);
+        return rt_chat_encode_turns(e->tokenizer, &e->chat, r->turns, r->turns_len, special, out);
     if (r->chat)
-        return rt_chat_encode(e->tokenizer, r->system, r->prompt, r->prompt_len, special, out);
+        return rt_chat_encode(e->tokenizer, &e->chat, r->system, r->prompt, r->prompt_len, special,
+                              out);
     return rt_tokenizer_encode(e->tokenizer, r->prompt, r->prompt_len, special, out);
 }
 

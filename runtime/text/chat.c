@@ -41,34 +41,47 @@ free_piece:
     return status;
 }
 
-static rt_status append_all(const rt_tokenizer *tok, const rt_turn *turns, size_t n,
-                            rt_special content, rt_ids *out)
+// What the template itself says may hold special tokens.
+static rt_status append_system(const rt_tokenizer *tok, const markers *m, const char *text,
+                               rt_ids *out)
+{
+    const rt_turn turn = {"system", text, strlen(text)};
+    return append_turn(tok, m, &turn, RT_SPECIAL_PARSE, out);
+}
+
+static rt_status append_all(const rt_tokenizer *tok, const rt_chat_template *t,
+                            const rt_turn *turns, size_t n, rt_special content, rt_ids *out)
 {
     static const char opening[] = "assistant\n";
     markers m;
+    if (t && t->refusal)
+        return RT_FAIL(RT_ERR_UNSUPPORTED, "%s: give the prompt as text, not as a chat",
+                       t->refusal);
     RT_TRY(find_markers(tok, &m));
+    if (t && t->system && (n == 0 || strcmp(turns[0].role, "system") != 0))
+        RT_TRY(append_system(tok, &m, t->system, out));
     for (size_t i = 0; i < n; i++)
         RT_TRY(append_turn(tok, &m, &turns[i], content, out));
     RT_TRY(rt_ids_append(out, &m.start, 1));
     return rt_tokenizer_encode(tok, opening, sizeof opening - 1, RT_SPECIAL_TEXT, out);
 }
 
-rt_status rt_chat_encode_turns(const rt_tokenizer *tok, const rt_turn *turns, size_t n,
-                               rt_special content, rt_ids *out)
+rt_status rt_chat_encode_turns(const rt_tokenizer *tok, const rt_chat_template *t,
+                               const rt_turn *turns, size_t n, rt_special content, rt_ids *out)
 {
     RT_CHECK_ARG(tok && (turns || n == 0) && out);
     size_t before = out->len;
-    rt_status status = append_all(tok, turns, n, content, out);
+    rt_status status = append_all(tok, t, turns, n, content, out);
     if (status != RT_OK)
         out->len = before;
     return status;
 }
 
-rt_status rt_chat_encode(const rt_tokenizer *tok, const char *system, const char *user,
-                         size_t user_len, rt_special content, rt_ids *out)
+rt_status rt_chat_encode(const rt_tokenizer *tok, const rt_chat_template *t, const char *system,
+                         const char *user, size_t user_len, rt_special content, rt_ids *out)
 {
     RT_CHECK_ARG(user || user_len == 0);
     const rt_turn turns[] = {{"system", system, system ? strlen(system) : 0},
                              {"user", user ? user : "", user_len}};
-    return rt_chat_encode_turns(tok, system ? turns : turns + 1, system ? 2 : 1, content, out);
+    return rt_chat_encode_turns(tok, t, system ? turns : turns + 1, system ? 2 : 1, content, out);
 }

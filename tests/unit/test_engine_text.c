@@ -183,6 +183,59 @@ static void test_turn_end(void **state)
     test_dir_remove(&dir);
 }
 
+static int prompt_tokens(const engine_case *c, const rt_request *r)
+{
+    rt_needs needs;
+    assert_ok(rt_engine_needs(c->root, r, &needs));
+    return needs.prompt_tokens;
+}
+
+// A prompt with --chat and the messages of a batch line, by the checkpoint's template.
+static void test_chat_template(void **state)
+{
+    (void)state;
+    static const char in_front[] = "<|im_start|>system\nBe good.<|im_end|>\n";
+    const rt_turn turns[] = {{"system", "Be brief.", 9}, {"user", "Hi", 2}};
+    test_dir dir = test_dir_new();
+    link_without_turn_end(&dir);
+    rt_engine_options o = engine_options(NEEDLE);
+    o.context = 256;
+    o.model_dir = dir.path;
+    rt_request text = rt_request_default();
+    text.max_tokens = 1;
+    rt_request chat = text, plain = text;
+    text.prompt = chat.prompt = "Hi";
+    text.prompt_len = chat.prompt_len = 2;
+    chat.chat = true;
+    plain.turns = turns + 1, plain.turns_len = 1;
+    rt_request full = plain;
+    full.turns = turns, full.turns_len = 2;
+    engine_case c;
+    engine_open(&c, &o, 1);
+    const int without = prompt_tokens(&c, &chat), whole = prompt_tokens(&c, &full);
+    assert_int_equal(prompt_tokens(&c, &plain), without);
+    engine_close(&c);
+
+    test_write_text(&dir, "chat_template.jinja", in_front);
+    engine_open(&c, &o, 1);
+    rt_request added = text;
+    added.prompt = in_front, added.prompt_len = strlen(in_front), added.parse_special = true;
+    const int more = prompt_tokens(&c, &added);
+    assert_int_equal(prompt_tokens(&c, &chat), without + more);
+    assert_int_equal(prompt_tokens(&c, &plain), without + more);
+    assert_int_equal(prompt_tokens(&c, &full), whole);
+    engine_close(&c);
+
+    test_write_text(&dir, "chat_template.jinja", "[{{ messages[0].content }}]");
+    engine_open(&c, &o, 1);
+    rt_needs needs;
+    assert_fails(rt_engine_needs(c.root, &plain, &needs), RT_ERR_UNSUPPORTED, "chat_template.jinja",
+                 "give the prompt as text");
+    assert_true(prompt_tokens(&c, &text) > 0);
+    engine_close(&c);
+    test_dir_remove(&dir);
+}
+
 // A cancelled request gives out what it has.
 static void test_cancelled_text(void **state)
 {
@@ -216,9 +269,8 @@ int main(void)
 {
     rt_log_setup(RT_LOG_ERROR, 0, 1);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_stop_strings),
-        cmocka_unit_test(test_stop_ids_and_lengths),
-        cmocka_unit_test(test_turn_end),
+        cmocka_unit_test(test_stop_strings),   cmocka_unit_test(test_stop_ids_and_lengths),
+        cmocka_unit_test(test_turn_end),       cmocka_unit_test(test_chat_template),
         cmocka_unit_test(test_cancelled_text),
     };
     return cmocka_run_group_tests_name("engine text", tests, NULL, NULL);

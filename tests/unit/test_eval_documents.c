@@ -10,7 +10,7 @@ static rt_tokenizer *tokenizer;
 static rt_status read_text(const char *text, const char *lengths, app_documents *out)
 {
     const test_dir dir = test_dir_new();
-    const app_encoding encoding = {tokenizer, true};
+    const app_encoding encoding = {tokenizer, true, NULL};
     app_lengths bounds = {0};
     if (lengths)
         assert_ok(app_lengths_parse(lengths, &bounds));
