@@ -315,8 +315,10 @@ static rt_status describe(info *in)
     const info_args *args = in->args;
     const rt_config_overrides overrides = {args->engine.block_length, args->engine.mask_id};
     RT_TRY(app_model_config(args->model, args->dummy, &overrides, &in->model));
-    if (args->model)
+    if (args->model) {
+        rt_config_warn(&in->model, args->model);
         RT_TRY(rt_checkpoint_open(args->model, &in->ckpt));
+    }
     in->context = args->context ? args->context : in->model.max_positions;
     RT_TRY(RT_ALLOC(in->plans, (size_t)args->ranks, "plans"));
     RT_TRY(RT_ALLOC(in->memory, (size_t)args->ranks, "plans"));

@@ -300,6 +300,8 @@ static rt_status open_all(rt_engine *e, const rt_engine_options *options)
 {
     comm *c = e->group.comm;
     RT_TRY(comm_agree(c, rt_engine_configure(e, options)));
+    if (rt_engine_is_root(e) && !options->dummy)
+        rt_config_warn(&e->config, options->model_dir);
     RT_TRY(rt_engine_device(&e->options, c, &e->dev));
     e->group.dev = e->dev;
     RT_TRY(comm_attach(c, e->dev));

@@ -5,6 +5,7 @@
 #include "runtime/io/config_int.h"
 
 #include "runtime/base/file.h"
+#include "runtime/base/log.h"
 #include "runtime/base/str.h"
 
 #include <limits.h>
@@ -265,6 +266,18 @@ static rt_status read_all(rt_config_source *src, const rt_config_overrides *over
     RT_TRY(rt_config_find_block(src, overrides->block_length, out));
     RT_TRY(rt_config_find_mask(src, overrides->mask_id, out));
     return rt_config_read_generation(src, out);
+}
+
+void rt_config_warn(const rt_model_config *config, const char *model_dir)
+{
+    if (config->stops_outside > 0)
+        rt_log(RT_LOG_WARN, "%s: stop ids outside the vocabulary of %d are left out (%d)",
+               model_dir, config->vocab, config->stops_outside);
+    if (config->mask_outside)
+        rt_log(RT_LOG_WARN,
+               "%s: the id of the mask token is outside the vocabulary of %d: "
+               "there is none",
+               model_dir, config->vocab);
 }
 
 rt_status rt_config_load(const char *model_dir, const rt_config_overrides *overrides,

@@ -46,6 +46,10 @@ typedef struct rt_model_config {
 
     int stop_ids[RT_CONFIG_MAX_STOPS];
     int stop_count;
+    // What the files name outside the vocabulary can never come out of the model: it is left
+    // out, and counted here for rt_config_warn.
+    int stops_outside;
+    bool mask_outside;
     double temperature; // generation_config.json defaults; 0 when do_sample is false
     int top_k;
     double top_p;
@@ -60,10 +64,13 @@ typedef struct rt_config_overrides {
 // Reads and validates. Block length: override, then config.json (block_size,
 // block_length, bd_size), then the folder name's suffix -bNN, then the
 // architecture's default. Mask id: override, then config.json (mask_token_id),
-// then the tokenizer's mask token, then the architecture's default. An unknown
+// then the tokenizer's mask token, then the architecture's default. Ids outside the
+// vocabulary: a stop id is left out, such a mask means that there is none. An unknown
 // architecture is RT_ERR_UNSUPPORTED, with the known ones listed.
 rt_status rt_config_load(const char *model_dir, const rt_config_overrides *overrides,
                          rt_model_config *out);
+// Logs what of the files was left out; for whoever opens a model, on one rank.
+void rt_config_warn(const rt_model_config *config, const char *model_dir);
 
 // Published checkpoints whose configuration is known without their files, for measuring
 // speed with random weights. The i-th name; NULL after the last.

@@ -228,37 +228,36 @@ static rt_status mask_from_tokenizer(const rt_config_source *src, int64_t *id)
     return status;
 }
 
-// Takes `id` as the mask if it is one.
-static rt_status set_mask(const rt_config_source *src, int64_t id, const char *source,
-                          rt_model_config *out)
+// Takes `id` as the mask if the model can have it.
+static void set_mask(int64_t id, const char *source, rt_model_config *out)
 {
-    if (id < 0)
-        return RT_OK;
-    if (id >= out->vocab)
-        return RT_FAIL(RT_ERR_FORMAT, "%s: mask id %lld (%s) is outside [0, %d), the vocabulary",
-                       src->path, (long long)id, source, out->vocab);
+    out->mask_outside = id < 0 || id >= out->vocab;
+    if (out->mask_outside)
+        return;
     out->mask_id = (int)id;
     out->mask_source = source;
-    return RT_OK;
 }
 
 rt_status rt_config_find_mask(const rt_config_source *src, int override, rt_model_config *out)
 {
-    int64_t id = -1;
+    static const int64_t absent = INT64_MIN;
+    int64_t id = absent, of_tokenizer = -1;
     out->mask_id = -1;
     out->mask_source = "nowhere";
     if (override < -1 || override >= out->vocab)
         return RT_FAIL(RT_ERR_INVALID, "mask id %d is outside [0, %d), the vocabulary of %s",
                        override, out->vocab, src->path);
+    if (override < 0)
+        RT_TRY(rt_json_int(src->json, "mask_token_id", src->path, false, absent, INT64_MAX, &id));
+    if (override < 0 && id == absent)
+        RT_TRY(mask_from_tokenizer(src, &of_tokenizer));
     if (override >= 0)
-        return set_mask(src, override, "the command line", out);
-    RT_TRY(rt_json_int(src->json, "mask_token_id", src->path, false, 0, RT_CONFIG_MAX_VOCAB, &id));
-    if (id >= 0)
-        return set_mask(src, id, "config.json mask_token_id", out);
-    RT_TRY(mask_from_tokenizer(src, &id));
-    if (id >= 0)
-        return set_mask(src, id, "the tokenizer's mask token", out);
-    if (src->arch->mask_id < out->vocab)
-        return set_mask(src, src->arch->mask_id, "the architecture's default", out);
+        set_mask(override, "the command line", out);
+    else if (id != absent)
+        set_mask(id, "config.json mask_token_id", out);
+    else if (of_tokenizer >= 0)
+        set_mask(of_tokenizer, "the tokenizer's mask token", out);
+    else if (src->arch->mask_id >= 0 && src->arch->mask_id < out->vocab)
+        set_mask(src->arch->mask_id, "the architecture's default", out);
     return RT_OK;
 }

@@ -3,7 +3,7 @@
 //
 // Stop ids: generation_config.json's eos_token_id, else config.json's (in SDAR the
 // latter names <|endoftext|> only, while chat turns end with <|im_end|>), else the
-// architecture's. Sampling as in transformers: without do_sample the choice is
+// architecture's. One outside the vocabulary is none. Sampling as in transformers: without do_sample the choice is
 // greedy whatever else is said, and that is not looked at; with it, temperature and
 // top_p default to 1. A missing top_k means no limit here (transformers itself would
 // say 50), and so does one below 1.
@@ -17,9 +17,10 @@ static rt_status add_stop(rt_model_config *config, const json_t *value, const ch
         return RT_FAIL(RT_ERR_FORMAT, "%s: 'eos_token_id' is neither an integer nor a list of them",
                        path);
     json_int_t id = json_integer_value(value);
-    if (id < 0 || id >= config->vocab)
-        return RT_FAIL(RT_ERR_FORMAT, "%s: 'eos_token_id' %lld is outside [0, %d)", path,
-                       (long long)id, config->vocab);
+    if (id < 0 || id >= config->vocab) {
+        config->stops_outside++;
+        return RT_OK;
+    }
     for (int i = 0; i < config->stop_count; i++) {
         if (config->stop_ids[i] == id)
             return RT_OK;

@@ -187,11 +187,7 @@ static const struct {
      RT_ERR_FORMAT, "'original_max_position_embeddings' is 0"},
     {"{\"block_size\": 0}", RT_ERR_FORMAT, "'block_size' is 0"},
     {"{\"bd_size\": 5000}", RT_ERR_FORMAT, "'bd_size' is 5000"},
-    {"{\"mask_token_id\": -1}", RT_ERR_FORMAT, "'mask_token_id' is -1"},
-    {"{\"mask_token_id\": 151936}", RT_ERR_FORMAT,
-     "mask id 151936 (config.json mask_token_id) is outside [0, 151936)"},
-    {"{\"eos_token_id\": 151936}", RT_ERR_FORMAT, "'eos_token_id' 151936 is outside [0, 151936)"},
-    {"{\"eos_token_id\": [-1]}", RT_ERR_FORMAT, "'eos_token_id' -1"},
+    {"{\"mask_token_id\": 1.5}", RT_ERR_FORMAT, "'mask_token_id' is a real"},
     {"{\"eos_token_id\": \"x\"}", RT_ERR_FORMAT, "'eos_token_id' is neither"},
     {"{\"eos_token_id\": [0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16]}", RT_ERR_LIMIT,
      "'eos_token_id' lists more than 16 ids"},
@@ -431,10 +427,6 @@ static void test_mask_refused(void **state)
         {"{\"mask_token\": \"<m>\"}", "", "'<m>' of tokenizer_config.json is not an added token"},
         {"{\"added_tokens_decoder\": {\"x\": {\"content\": \"<MASK>\"}}}", "tokenizer_config.json",
          "the key 'x', not an id"},
-        {"{\"added_tokens_decoder\": {\"151936\": {\"content\": \"<MASK>\"}}}", "config.json",
-         "mask id 151936 (the tokenizer's mask token) is outside"},
-        {"{\"added_tokens_decoder\": {\"99999999999999999999\": {\"content\": \"<MASK>\"}}}",
-         "config.json", "is outside"},
         {"{", "tokenizer_config.json", "line 1"},
     };
     test_dir dir = test_dir_new();
@@ -459,6 +451,31 @@ static void test_mask_unknown(void **state)
     rt_model_config c = load(&dir, "{\"vocab_size\": 100, \"eos_token_id\": 1}");
     assert_int_equal(c.mask_id, -1);
     assert_non_null(c.mask_source);
+    assert_false(c.mask_outside);
+    test_dir_remove(&dir);
+}
+
+// An id that the model cannot have: no mask, and no other source is asked.
+static void test_mask_outside(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *patch, *tokenizer_config;
+    } cases[] = {
+        {"{\"mask_token_id\": -1}", "{}"},
+        {"{\"mask_token_id\": 151936}", "{\"added_tokens_decoder\": {\"7\": \"<MASK>\"}}"},
+        {"{}", "{\"added_tokens_decoder\": {\"151936\": {\"content\": \"<MASK>\"}}}"},
+        {"{}", "{\"added_tokens_decoder\": {\"99999999999999999999\": {\"content\": \"<MASK>\"}}}"},
+    };
+    test_dir dir = test_dir_new();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        test_write_text(&dir, "tokenizer_config.json", cases[i].tokenizer_config);
+        rt_model_config c = load(&dir, cases[i].patch);
+        assert_true(c.mask_id == -1 && c.mask_outside);
+        const rt_config_overrides given = {.mask_id = 5};
+        assert_ok(rt_config_load(dir.path, &given, &c));
+        assert_true(c.mask_id == 5 && !c.mask_outside);
+    }
     test_dir_remove(&dir);
 }
 
@@ -528,13 +545,28 @@ static void test_generation(void **state)
     }
 }
 
+// Stop ids that can never come out are left out, and counted.
+static void test_stops_outside(void **state)
+{
+    (void)state;
+    test_dir dir = test_dir_new();
+    rt_model_config c = load(&dir, "{\"eos_token_id\": [151936, 9, -1]}");
+    assert_true(c.stop_count == 1 && c.stop_ids[0] == 9 && c.stops_outside == 2);
+    test_write_text(&dir, "generation_config.json", "{\"eos_token_id\": [151936, 151645]}");
+    c = load(&dir, "{\"eos_token_id\": 9}");
+    assert_true(c.stop_count == 1 && c.stop_ids[0] == 151645 && c.stops_outside == 1);
+    test_write_text(&dir, "generation_config.json", "{\"eos_token_id\": 151936}");
+    c = load(&dir, "{\"eos_token_id\": 9}");
+    assert_true(c.stop_count == 1 && c.stop_ids[0] == 9 && c.stops_outside == 1);
+    test_dir_remove(&dir);
+}
+
 static void test_generation_refused(void **state)
 {
     (void)state;
     static const struct {
         const char *text, *cause;
     } cases[] = {
-        {"{\"eos_token_id\": 151936}", "'eos_token_id' 151936"},
         {"{\"eos_token_id\": [1, \"a\"]}", "'eos_token_id' is neither"},
         {"{\"do_sample\": true, \"temperature\": -0.1}", "'temperature' is -0.1"},
         {"{\"do_sample\": true, \"top_k\": 1.5}", "'top_k' is"},
@@ -686,7 +718,9 @@ int main(void)
         cmocka_unit_test(test_mask_sources),
         cmocka_unit_test(test_mask_refused),
         cmocka_unit_test(test_mask_unknown),
+        cmocka_unit_test(test_mask_outside),
         cmocka_unit_test(test_generation),
+        cmocka_unit_test(test_stops_outside),
         cmocka_unit_test(test_integers_of_python),
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_goldens),
