@@ -26,7 +26,7 @@ static const app_option options[] = {
     {"block-length", 0, APP_INT, AT(engine.block_length), 1, RT_CONFIG_MAX_BLOCK, "N", CHECKPOINT,
      "tokens in a block", NULL, NULL, NULL},
     {"context", 0, APP_INT, AT(engine.context), 0, INT_MAX, "N", NULL,
-     "tokens to reserve KV pages for; 0: the model's length", NULL, NULL, NULL},
+     "tokens to reserve KV pages for; 0: as many as there are ids", NULL, NULL, NULL},
     {"allow-nonfinite", 0, APP_FLAG, AT(engine.allow_nonfinite), 0, 0, NULL, NULL,
      "load weights that hold NaN or infinity", NULL, NULL, NULL},
     {"ids", 'i', APP_TEXT, AT(ids), 0, 0, "FILE", NULL,
@@ -95,25 +95,32 @@ static rt_status write_logits(rt_engine *e, comm *c, const logits_args *args, co
     return orderly ? status : app_abandon(c, status);
 }
 
-static rt_status lead(rt_engine *e, comm *c, const logits_args *args)
+// Rank 0, before an engine is open, whose KV pages follow from the number of ids.
+static rt_status read_ids(const logits_args *args, int32_t **ids, size_t *n)
 {
-    int32_t *ids;
-    size_t n;
-    RT_TRY(rt_token_ids_load(args->ids, rt_engine_model(e)->vocab, &ids, &n));
-    const rt_status status = n == 0 ? RT_FAIL(RT_ERR_INVALID, "%s: no token ids", args->ids)
-                                    : write_logits(e, c, args, ids, n);
-    rt_free(ids);
-    return status;
+    const rt_config_overrides overrides = {args->engine.block_length, args->engine.mask_id};
+    rt_model_config model;
+    RT_TRY(rt_config_load(args->model, &overrides, &model));
+    RT_TRY(rt_token_ids_load(args->ids, model.vocab, ids, n));
+    if (*n == 0)
+        return RT_FAIL(RT_ERR_INVALID, "%s: no token ids", args->ids);
+    if (*n > (size_t)model.max_positions)
+        return RT_FAIL(RT_ERR_LIMIT, "%s: %zu token ids are beyond the model's context of %d",
+                       args->ids, *n, model.max_positions);
+    return RT_OK;
 }
 
-static rt_status run(comm *c, void *target)
+static rt_status compute(comm *c, const logits_args *args, const int32_t *ids, size_t n)
 {
-    const logits_args *args = target;
+    rt_engine_options sized = args->engine;
+    if (sized.context == 0)
+        sized.context = (int)n;
+    RT_TRY(comm_ctl_bcast(c, 0, &sized.context, sizeof sized.context));
     rt_engine *e;
-    RT_TRY(app_engine_open(&args->engine, c, args->common.quiet, &e));
+    RT_TRY(app_engine_open(&sized, c, args->common.quiet, &e));
     rt_status status;
     if (comm_rank(c) == 0) {
-        status = lead(e, c, args);
+        status = write_logits(e, c, args, ids, n);
     } else {
         status = rt_engine_worker(e);
         if (status != RT_OK)
@@ -121,6 +128,18 @@ static rt_status run(comm *c, void *target)
     }
     rt_engine_close(e);
     return comm_agree(c, status);
+}
+
+static rt_status run(comm *c, void *target)
+{
+    const logits_args *args = target;
+    int32_t *ids = NULL;
+    size_t n = 0;
+    rt_status status = comm_agree(c, comm_rank(c) == 0 ? read_ids(args, &ids, &n) : RT_OK);
+    if (status == RT_OK)
+        status = compute(c, args, ids, n);
+    rt_free(ids);
+    return status;
 }
 
 const app_command app_cmd_logits = {

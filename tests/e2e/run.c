@@ -100,6 +100,74 @@ char *run_read(const char *path, size_t *len)
     return copy;
 }
 
+// ---- a model -----------------------------------------------------------------------
+
+// The header's entry of a bf16 tensor behind `end` bytes, which moves on; cols 0: a vector.
+static size_t put_tensor(char *out, size_t size, const char *name, int rows, int cols, long *end)
+{
+    const long begin = *end;
+    char second[16] = "";
+    if (cols)
+        snprintf(second, sizeof second, ",%d", cols);
+    *end += 2L * rows * (cols ? cols : 1);
+    const int used = snprintf(out, size,
+                              "%c\"model.%s.weight\":{\"dtype\":\"BF16\",\"shape\":[%d%s],"
+                              "\"data_offsets\":[%ld,%ld]}",
+                              begin ? ',' : '{', name, rows, second, begin, *end);
+    assert_in_range(used, 1, size - 1);
+    return (size_t)used;
+}
+
+static void write_zeros(const char *path, const run_shape *shape)
+{
+    enum { WIDTH = 8, PREFIX = 8 };
+    const int all = shape->heads * shape->head_dim;
+    const struct {
+        const char *name;
+        int rows, cols;
+    } tensors[] = {
+        {"embed_tokens", shape->vocab, WIDTH},
+        {"layers.0.input_layernorm", WIDTH, 0},
+        {"layers.0.self_attn.q_proj", all, WIDTH},
+        {"layers.0.self_attn.k_proj", all, WIDTH},
+        {"layers.0.self_attn.v_proj", all, WIDTH},
+        {"layers.0.self_attn.o_proj", WIDTH, all},
+        {"layers.0.self_attn.q_norm", shape->head_dim, 0},
+        {"layers.0.self_attn.k_norm", shape->head_dim, 0},
+        {"layers.0.post_attention_layernorm", WIDTH, 0},
+        {"layers.0.mlp.gate_proj", WIDTH, WIDTH},
+        {"layers.0.mlp.up_proj", WIDTH, WIDTH},
+        {"layers.0.mlp.down_proj", WIDTH, WIDTH},
+        {"norm", WIDTH, 0},
+    };
+    char file[PREFIX + 4096] = {0};
+    uint64_t used = 0;
+    long end = 0;
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++)
+        used += put_tensor(file + PREFIX + used, sizeof file - PREFIX - used, tensors[i].name,
+                           tensors[i].rows, tensors[i].cols, &end);
+    file[PREFIX + used++] = '}';
+    memcpy(file, &used, PREFIX);
+    run_write(path, file, PREFIX + used);
+    assert_int_equal(truncate(path, PREFIX + (long)used + end), 0);
+}
+
+void run_zero_model(const char *name, const run_shape *shape, const char *more)
+{
+    char config[1024];
+    const int used =
+        snprintf(config, sizeof config,
+                 "{\"architectures\": [\"SDARForCausalLM\"], \"vocab_size\": %d,"
+                 " \"hidden_size\": 8, \"intermediate_size\": 8, \"num_hidden_layers\": 1,"
+                 " \"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"head_dim\": %d,"
+                 " \"tie_word_embeddings\": true, %s}",
+                 shape->vocab, shape->heads, shape->heads, shape->head_dim, more);
+    assert_in_range(used, 1, sizeof config - 1);
+    assert_int_equal(mkdir(run_temp("%s", name), 0777), 0);
+    run_write(run_temp("%s/config.json", name), config, (size_t)used);
+    write_zeros(run_temp("%s/model.safetensors", name), shape);
+}
+
 int run_ready(void)
 {
     const char *binary = getenv("LOSA_BINARY"), *source = getenv("LOSA_SOURCE");

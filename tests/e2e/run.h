@@ -29,6 +29,13 @@ void run_write(const char *path, const void *bytes, size_t len);
 // The whole file, with a NUL after it; free() it.
 char *run_read(const char *path, size_t *len);
 
+// A checkpoint of one layer of zeros in the temporary folder `name`, whose file is small on
+// the disk whatever its shapes are; `more` are further members of its config.json.
+typedef struct run_shape {
+    int vocab, heads, head_dim;
+} run_shape;
+void run_zero_model(const char *name, const run_shape *shape, const char *more);
+
 typedef struct run_args { // zero-initialise; strings are copied
     char *word[RUN_MAX_ARGS + 1];
     int count;

@@ -104,13 +104,38 @@ static void test_case(void **state)
     free(want.file);
 }
 
+// ---- memory ------------------------------------------------------------------------
+
+// KV pages are for the ids: at half a MB a token, those of the model's whole length would
+// take 600 GB.
+static void test_long_context(void **state)
+{
+    (void)state;
+    const run_shape wide = {.vocab = 8, .heads = 128, .head_dim = 512};
+    run_zero_model("wide", &wide, "\"max_position_embeddings\": 1048576");
+    run_write(run_temp("ids.json"), "[1, 2, 3]", 9);
+    for (int ranks = 0; ranks <= 2; ranks += 2) {
+        run_args args = {0};
+        run_arg(&args, "logits");
+        run_arg(&args, "--model=%s", run_temp("wide"));
+        run_arg(&args, "--ids=%s", run_temp("ids.json"));
+        run_arg(&args, "--out=%s", run_temp("wide.npy"));
+        run_result result = run_ok(ranks, &args, LIMIT);
+        matrix got = read_npy(run_temp("wide.npy"));
+        assert_true(got.rows == 3 && got.cols == 8);
+        free(got.file);
+        run_result_free(&result);
+        run_args_free(&args);
+    }
+}
+
 int main(void)
 {
     if (run_ready())
         return RUN_SKIP;
     json_t *cases = run_load(run_source("tests/golden/logits/cases.json"));
     const size_t count = json_array_size(cases);
-    struct CMUnitTest *tests = calloc(count ? count : 1, sizeof *tests);
+    struct CMUnitTest *tests = calloc(count + 1, sizeof *tests);
     if (!tests || count == 0)
         return 1;
     for (size_t i = 0; i < count; i++) {
@@ -119,7 +144,8 @@ int main(void)
         tests[i].test_func = test_case;
         tests[i].initial_state = golden;
     }
-    const int failed = _cmocka_run_group_tests("logits", tests, count, NULL, NULL);
+    tests[count] = (struct CMUnitTest)cmocka_unit_test(test_long_context);
+    const int failed = _cmocka_run_group_tests("logits", tests, count + 1, NULL, NULL);
     free(tests);
     json_decref(cases);
     return failed;
