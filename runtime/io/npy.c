@@ -5,11 +5,14 @@
 
 #include "runtime/base/file.h"
 #include "runtime/base/mem.h"
+#include "runtime/base/str.h"
 
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 enum { PREFIX = 10, WRITTEN_HEADER = 128 }; // the data starts at a multiple of 64
 
@@ -18,6 +21,7 @@ static const char magic[8] = "\x93NUMPY\x01"; // and the minor version 0
 struct rt_npy_writer {
     FILE *file;
     char *path;
+    char *part; // where it is written, and renamed to `path` from; NULL: in its place
     size_t rows, cols;
 };
 
@@ -46,6 +50,22 @@ static rt_status write_header(rt_npy_writer *w)
     return RT_OK;
 }
 
+// A device or a link is written where it is.
+static bool can_replace(const char *path)
+{
+    struct stat info;
+    return lstat(path, &info) == 0 ? S_ISREG(info.st_mode) : errno == ENOENT;
+}
+
+static rt_status name_part(rt_npy_writer *w)
+{
+    rt_str name = {0};
+    RT_TRY(rt_str_printf(&name, "%s.tmp", w->path));
+    w->part = rt_mem_strdup(name.data, "npy path");
+    rt_str_free(&name);
+    return w->part ? RT_OK : RT_ERR_NOMEM;
+}
+
 rt_status rt_npy_create(const char *path, size_t cols, rt_npy_writer **out)
 {
     rt_status status;
@@ -57,7 +77,9 @@ rt_status rt_npy_create(const char *path, size_t cols, rt_npy_writer **out)
         status = RT_ERR_NOMEM;
         goto free_writer;
     }
-    w->file = fopen(path, "wbe");
+    if (can_replace(path))
+        RT_TRY_GOTO(status, name_part(w), free_writer);
+    w->file = fopen(w->part ? w->part : path, "wbe");
     if (!w->file) {
         status = RT_FAIL(RT_ERR_IO, "%s: cannot create: %s", path, strerror(errno));
         goto free_writer;
@@ -88,6 +110,8 @@ rt_status rt_npy_finish(rt_npy_writer *writer)
     if (fclose(writer->file) != 0 && status == RT_OK)
         status = write_failed(writer);
     writer->file = NULL;
+    if (status == RT_OK && writer->part && rename(writer->part, writer->path) != 0)
+        status = write_failed(writer);
     rt_npy_abandon(writer);
     return status;
 }
@@ -98,6 +122,9 @@ void rt_npy_abandon(rt_npy_writer *writer)
         return;
     if (writer->file)
         fclose(writer->file);
+    if (writer->part)
+        unlink(writer->part); // nothing there once it was renamed
+    rt_free(writer->part);
     rt_free(writer->path);
     rt_free(writer);
 }

@@ -12,15 +12,16 @@
 enum { RT_NPY_MAX_DIMS = 4 };
 
 // Writes a float32 matrix [rows, cols] row by row. Every write error is reported,
-// a full disk at the latest by rt_npy_finish. Until then the file's header says 0
-// rows, so that a reader refuses the file of an interrupted run.
+// a full disk at the latest by rt_npy_finish. Until then the rows are in "PATH.tmp", and
+// what PATH was stays; its header says 0 rows, so that a reader refuses what an interrupted
+// run left. What is no regular file is written in its place.
 typedef struct rt_npy_writer rt_npy_writer;
 
 rt_status rt_npy_create(const char *path, size_t cols, rt_npy_writer **out);
 rt_status rt_npy_append(rt_npy_writer *writer, const float *rows, size_t count);
 // Completes the header and closes. `writer` is gone, also on failure.
 rt_status rt_npy_finish(rt_npy_writer *writer);
-// Closes without completing; for error paths. NULL is allowed.
+// Closes without completing and removes what was written; for error paths. NULL is allowed.
 void rt_npy_abandon(rt_npy_writer *writer);
 
 typedef enum rt_npy_type { RT_NPY_F32, RT_NPY_I32 } rt_npy_type;

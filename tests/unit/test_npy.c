@@ -8,6 +8,9 @@
 #include "runtime/io/ids.h"
 #include "runtime/io/npy.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 static const float rows[] = {1, -2.5f, 3e-30f, 4, INFINITY, -0.0f};
 
 static void write_matrix(const char *path)
@@ -59,7 +62,6 @@ static void test_write_errors(void **state)
     (void)state;
     test_dir dir = test_dir_new();
     rt_npy_writer *w = NULL;
-    rt_npy array;
     static float big[1 << 16];
     assert_fails(rt_npy_create(dir.path, 3, &w), RT_ERR_IO, dir.path, "cannot create");
     // A full disk: seen when the buffer spills, or at the end.
@@ -70,13 +72,48 @@ static void test_write_errors(void **state)
     assert_ok(rt_npy_create("/dev/full", 1, &w));
     assert_ok(rt_npy_append(w, big, 1));
     assert_fails(rt_npy_finish(w), RT_ERR_IO, "/dev/full", "No space left");
-    // An interrupted run leaves a file that is refused.
-    const char *path = test_path(&dir, "part.npy");
-    assert_ok(rt_npy_create(path, 3, &w));
-    assert_ok(rt_npy_append(w, rows, 2));
-    rt_npy_abandon(w);
-    assert_fails(rt_npy_read(path, &array), RT_ERR_FORMAT, path, "shape of 0 elements");
     rt_npy_abandon(NULL);
+    test_dir_remove(&dir);
+}
+
+static void assert_count(const char *path, size_t count)
+{
+    rt_npy array;
+    assert_ok(rt_npy_read(path, &array));
+    assert_int_equal(array.count, count);
+    rt_npy_free(&array);
+}
+
+// A file stays what it was until another is complete, and nothing is left beside it.
+static void test_replaces(void **state)
+{
+    (void)state;
+    test_dir dir = test_dir_new();
+    const char *path = test_path(&dir, "a.npy"), *part = test_path(&dir, "a.npy.tmp");
+    rt_npy_writer *w;
+    rt_npy array;
+    write_matrix(path);
+    assert_ok(rt_npy_create(path, 1, &w));
+    assert_ok(rt_npy_append(w, rows, 2));
+    assert_true(rt_file_exists(part));
+    assert_fails(rt_npy_read(part, &array), RT_ERR_FORMAT, part, "");
+    rt_npy_abandon(w);
+    assert_false(rt_file_exists(part));
+    assert_count(path, 6);
+    assert_ok(rt_npy_create(path, 1, &w));
+    assert_ok(rt_npy_append(w, rows, 2));
+    assert_ok(rt_npy_finish(w));
+    assert_false(rt_file_exists(part));
+    assert_count(path, 2);
+    // A link is followed.
+    assert_int_equal(symlink("a.npy", test_path(&dir, "link")), 0);
+    write_matrix(test_path(&dir, "link"));
+    assert_count(path, 6);
+    // A folder has come to stand there meanwhile.
+    assert_ok(rt_npy_create(test_path(&dir, "b"), 1, &w));
+    assert_int_equal(mkdir(test_path(&dir, "b"), 0700), 0);
+    assert_fails(rt_npy_finish(w), RT_ERR_IO, "b: cannot write", "");
+    assert_false(rt_file_exists(test_path(&dir, "b.tmp")));
     test_dir_remove(&dir);
 }
 
@@ -206,7 +243,7 @@ int main(void)
         cmocka_unit_test(test_round_trip),   cmocka_unit_test(test_header_bytes),
         cmocka_unit_test(test_write_errors), cmocka_unit_test(test_shapes),
         cmocka_unit_test(test_hostile),      cmocka_unit_test(test_golden),
-        cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_ids),          cmocka_unit_test(test_replaces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
