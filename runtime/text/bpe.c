@@ -55,13 +55,25 @@ void rt_tok_merges_put(rt_tok_merges *m, int32_t left, int32_t right, uint32_t r
     m->slots[i] = (rt_tok_merge){.pair = pair, .rank = rank, .id = id};
 }
 
+// The ids of the bytes that have one, and their number. What is left out leaves no gap: its
+// neighbours may merge.
+static size_t byte_ids(const rt_tokenizer *tok, const char *word, size_t n, int32_t *id)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++) {
+        const int32_t each = tok->byte_id[(unsigned char)word[i]];
+        if (each >= 0)
+            id[count++] = each;
+    }
+    return count;
+}
+
 // n <= SHORT_WORD. merge[i] is what the symbols i and i + 1 would make.
 static rt_status merge_short(const rt_tokenizer *tok, const char *word, size_t n, rt_ids *out)
 {
     int32_t id[SHORT_WORD];
     const rt_tok_merge *merge[SHORT_WORD];
-    for (size_t i = 0; i < n; i++)
-        id[i] = tok->byte_id[(unsigned char)word[i]];
+    n = byte_ids(tok, word, n, id);
     for (size_t i = 0; i + 1 < n; i++)
         merge[i] = lookup(&tok->merges, id[i], id[i + 1]);
     while (n > 1) {
@@ -150,9 +162,8 @@ static rt_status merge_long(const rt_tokenizer *tok, rt_tok_symbols *s, const ch
     if (n > INT32_MAX)
         return RT_FAIL(RT_ERR_LIMIT, "%s: a word of %zu bytes", tok->name, n);
     RT_TRY(symbols_reserve(s, n));
-    int32_t end = (int32_t)n;
+    const int32_t end = (int32_t)byte_ids(tok, word, n, s->id);
     for (int32_t i = 0; i < end; i++) {
-        s->id[i] = tok->byte_id[(unsigned char)word[i]];
         s->prev[i] = i - 1;
         s->next[i] = i + 1;
     }

@@ -17,7 +17,9 @@ static rt_status refuse_text(const json_t *model, const char *key, const char *n
     return RT_OK;
 }
 
-static rt_status check_options(const json_t *model, const char *name, rt_tokenizer *tok)
+// *instead: the option by which HF writes something else for a byte without a token; NULL: none.
+static rt_status check_options(const json_t *model, const char *name, rt_tokenizer *tok,
+                               const char **instead)
 {
     static const char *const keys[] = {"type",
                                        "dropout",
@@ -39,13 +41,13 @@ static rt_status check_options(const json_t *model, const char *name, rt_tokeniz
     RT_TRY(rt_json_real(model, "dropout", name, false, 0, 1, &dropout));
     if (dropout > 0)
         return RT_FAIL(RT_ERR_UNSUPPORTED, "%s: model: 'dropout' is %g", name, dropout);
-    RT_TRY(refuse_text(model, "unk_token", name));
     RT_TRY(refuse_text(model, "continuing_subword_prefix", name));
     RT_TRY(refuse_text(model, "end_of_word_suffix", name));
     bool fallback = false;
     RT_TRY(rt_json_bool(model, "byte_fallback", name, &fallback));
-    if (fallback)
-        return RT_FAIL(RT_ERR_UNSUPPORTED, "%s: model: 'byte_fallback' is true", name);
+    const char *unknown = NULL;
+    RT_TRY(rt_json_str(model, "unk_token", name, false, &unknown));
+    *instead = fallback ? "byte_fallback" : unknown ? "unk_token" : NULL;
     return rt_json_bool(model, "ignore_merges", name, &tok->ignore_merges);
 }
 
@@ -206,16 +208,19 @@ static rt_status load_merge(const json_t *item, size_t rank, const char *name, r
     return RT_OK;
 }
 
-// Every byte that occurs in UTF-8 needs a token: there is no unknown token.
-static rt_status load_bytes(const char *name, rt_tokenizer *tok)
+// A byte of UTF-8 without a token is left out, as in HF; what HF writes `instead` of it, if
+// something, is not there, nor needed where every byte has a token.
+static rt_status load_bytes(const char *name, const char *instead, rt_tokenizer *tok)
 {
     for (int b = 0; b < 256; b++) {
         char byte = (char)b;
         int32_t id = rt_tok_vocab_bytes(&tok->vocab, &byte, 1);
         bool in_utf8 = b != 0xC0 && b != 0xC1 && b < 0xF5;
-        if (id < 0 && in_utf8)
-            return RT_FAIL(RT_ERR_FORMAT, "%s: the vocabulary has no token for byte 0x%02X", name,
-                           (unsigned)b);
+        tok->drops |= id < 0 && in_utf8;
+        if (id < 0 && in_utf8 && instead)
+            return RT_FAIL(RT_ERR_UNSUPPORTED,
+                           "%s: model: '%s', and the vocabulary has no token for byte 0x%02X", name,
+                           instead, (unsigned)b);
         if (id >= 0 && (tok->vocab.entries[id].flags & RT_TOK_SPECIAL))
             return RT_FAIL(RT_ERR_UNSUPPORTED, "%s: the token of byte 0x%02X is special", name,
                            (unsigned)b);
@@ -231,7 +236,8 @@ rt_status rt_tok_model_load(const json_t *model, const json_t *added, const char
     const json_t *merges = json_object_get(model, "merges");
     if (!json_is_object(model))
         return RT_FAIL(RT_ERR_FORMAT, "%s: 'model' is missing", name);
-    RT_TRY(check_options(model, name, tok));
+    const char *instead = NULL;
+    RT_TRY(check_options(model, name, tok, &instead));
     if (!json_is_object(vocab) || !json_is_array(merges))
         return RT_FAIL(RT_ERR_FORMAT, "%s: model: 'vocab' or 'merges' is missing", name);
     if (added && !json_is_array(added) && !json_is_null(added))
@@ -242,7 +248,7 @@ rt_status rt_tok_model_load(const json_t *model, const json_t *added, const char
     RT_TRY(rt_tok_vocab_init(&tok->vocab, size, json_object_size(vocab)));
     RT_TRY(load_vocab(vocab, name, tok));
     RT_TRY(load_added(added, name, tok));
-    RT_TRY(load_bytes(name, tok));
+    RT_TRY(load_bytes(name, instead, tok));
     RT_TRY(rt_tok_merges_init(&tok->merges, json_array_size(merges)));
     json_array_foreach(merges, i, item) RT_TRY(load_merge(item, i, name, tok));
     return RT_OK;

@@ -80,6 +80,8 @@ size_t rt_tokenizer_token_bytes(const rt_tokenizer *tok)
 {
     enum { NFC_SHRINKS = 3 }; // the Kelvin sign becomes a K, three jamo a syllable
     size_t most = 1;
+    if (tok->drops)
+        return SIZE_MAX;
     for (size_t i = 0; i < tok->n_stages; i++)
         if (tok->stages[i].removed)
             return SIZE_MAX;

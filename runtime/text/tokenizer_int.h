@@ -164,7 +164,8 @@ struct rt_tokenizer {
     char *name; // of the file, for messages
     rt_tok_vocab vocab;
     rt_tok_merges merges;
-    int32_t byte_id[256]; // -1: not there, and never in UTF-8
+    int32_t byte_id[256]; // -1: not there
+    bool drops;           // bytes that UTF-8 has are not there
     bool ignore_merges, nfc;
     rt_tok_added *added;
     size_t n_added;

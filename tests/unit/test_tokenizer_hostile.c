@@ -99,18 +99,17 @@ static void models(void **state)
     static const refusal rows[] = {
         {"model", "type", "\"Unigram\"", RT_ERR_UNSUPPORTED, "model 'Unigram'"},
         {"model", "dropout", "0.1", RT_ERR_UNSUPPORTED, "'dropout' is 0.1"},
-        {"model", "unk_token", "\"<unk>\"", RT_ERR_UNSUPPORTED, "'unk_token' is '<unk>'"},
         {"model", "continuing_subword_prefix", "\"##\"", RT_ERR_UNSUPPORTED,
          "'continuing_subword_prefix' is '##'"},
         {"model", "end_of_word_suffix", "\"</w>\"", RT_ERR_UNSUPPORTED,
          "'end_of_word_suffix' is '</w>'"},
-        {"model", "byte_fallback", "true", RT_ERR_UNSUPPORTED, "'byte_fallback' is true"},
+        {"model", "unk_token", "5", RT_ERR_FORMAT, "'unk_token' is an integer"},
         {"model", "byte_fallback", "\"no\"", RT_ERR_FORMAT, "'byte_fallback' is a string"},
         {"model", "max_input_chars_per_word", "100", RT_ERR_UNSUPPORTED,
          "model: 'max_input_chars_per_word'"},
         {"model", "vocab", NULL, RT_ERR_FORMAT, "'vocab' or 'merges' is missing"},
         {"model", "merges", "{}", RT_ERR_FORMAT, "'vocab' or 'merges' is missing"},
-        {"model", "vocab", "{}", RT_ERR_FORMAT, "no token for byte 0x00"},
+        {"model", "vocab", "{}", RT_ERR_FORMAT, "is not in the vocabulary"},
         {"model", "vocab", "{\"a\":4,\"b\":4}", RT_ERR_FORMAT, "token 'b': id 4 is taken"},
         {"model", "vocab", "{\"a\":-1}", RT_ERR_FORMAT, "token 'a': the id is not in [0, 4194303]"},
         {"model", "vocab", "{\"a\":4194304}", RT_ERR_FORMAT, "token 'a': the id is not in"},
@@ -130,6 +129,33 @@ static void models(void **state)
         {"model", "merges", "[[\"a\",\"\\u4e00\"]]", RT_ERR_FORMAT, "is not in the vocabulary"},
     };
     CHECK(rows);
+}
+
+// What Hugging Face would write for a byte without a token is not implemented.
+static void missing_bytes(void **state)
+{
+    (void)state;
+    static const refusal rows[] = {
+        {"model", "unk_token", "\"<|endoftext|>\"", RT_ERR_UNSUPPORTED,
+         "'unk_token', and the vocabulary has no token for byte 0xC3"},
+        {"model", "byte_fallback", "true", RT_ERR_UNSUPPORTED,
+         "'byte_fallback', and the vocabulary has no token for byte 0xC3"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        json_t *root = golden_needle_json(), *model = json_object_get(root, "model");
+        rt_tokenizer *tok = NULL;
+        json_object_set_new(model, rows[i].key, parse_value(rows[i].value));
+        assert_ok(golden_parse(root, "t.json", &tok)); // every byte is there
+        assert_true(rt_tokenizer_token_bytes(tok) < SIZE_MAX);
+        rt_tokenizer_close(tok);
+        json_object_del(json_object_get(model, "vocab"), "\u00c3");
+        assert_fails(golden_parse(root, "t.json", &tok), rows[i].code, "t.json: ", rows[i].cause);
+        json_object_del(model, rows[i].key);
+        assert_ok(golden_parse(root, "t.json", &tok));
+        assert_true(rt_tokenizer_token_bytes(tok) == SIZE_MAX);
+        rt_tokenizer_close(tok);
+        json_decref(root);
+    }
 }
 
 static void added_tokens(void **state)
@@ -404,11 +430,12 @@ static void out_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sections),        cmocka_unit_test(models),
-        cmocka_unit_test(added_tokens),    cmocka_unit_test(regexes),
-        cmocka_unit_test(not_json),        cmocka_unit_test(token_too_long),
-        cmocka_unit_test(invalid_utf8),    cmocka_unit_test(huge_texts),
-        cmocka_unit_test(exploding_regex), cmocka_unit_test(out_of_memory),
+        cmocka_unit_test(sections),       cmocka_unit_test(models),
+        cmocka_unit_test(missing_bytes),  cmocka_unit_test(added_tokens),
+        cmocka_unit_test(regexes),        cmocka_unit_test(not_json),
+        cmocka_unit_test(token_too_long), cmocka_unit_test(invalid_utf8),
+        cmocka_unit_test(huge_texts),     cmocka_unit_test(exploding_regex),
+        cmocka_unit_test(out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

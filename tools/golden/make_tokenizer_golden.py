@@ -7,8 +7,8 @@
 
 Lines: {"text", "ids", "ids_text"}: encode, without and with the special tokens as
 plain text; {"decode": ids, "skip", "keep"}: decode, without and with the special
-tokens; in variants.jsonl {"name", "set", "model_set", "cases"}: needle's
-tokenizer.json with some members replaced, and its cases."""
+tokens; in variants.jsonl {"name", "set", "model_set", "vocab_del", "cases"}: needle's
+tokenizer.json with some members replaced and tokens left out, and its cases."""
 
 import copy
 import json
@@ -163,6 +163,9 @@ def added(base, *tokens):
 
 def variants(base):
     nfc = {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]}}
+    # In no merge: the bytes 0xC3, 0xA9, 0xBC and 0x00, and a stop.
+    missing = ["\u00c3", "\u00a9", "\u00bc", "\u0100", "."]
+    assert not any(c in part for merge in base["model"]["merges"] for part in merge for c in missing)
     yield "gpt2", {"pre_tokenizer": byte_level(regex=True)}, {}
     yield "gpt2 with a space first", {"pre_tokenizer": byte_level(prefix=True, regex=True)}, {}
     yield "a space before each piece", {"pre_tokenizer": sequence(split(r"\s+"), byte_level(prefix=True))}, {}
@@ -187,6 +190,9 @@ def variants(base):
                    {"content": "no", "normalized": True, "special": True}, {"content": "one word", "normalized": True, "single_word": True, "rstrip": True})
     yield "added tokens", {"added_tokens": tokens, **nfc}, {}
     yield "added tokens, no normaliser", {"added_tokens": tokens}, {}
+    yield "options that do not matter", {}, {"unk_token": "<|endoftext|>", "fuse_unk": True, "byte_fallback": True}
+    yield "bytes left out", {}, {}, missing
+    yield "bytes left out, ignore_merges", {}, {"ignore_merges": True}, missing
 
 
 VARIANT_TEXTS = [
@@ -194,7 +200,7 @@ VARIANT_TEXTS = [
     "the there then", "aaaabcccdddd aab abbb", "\n\nline one\nline two\n", "\n", "x\n", "e\u0301 cafe\u0301 caf\u00e9 n\u0303 \u00f1 u\u0308 \u00fc", "word words sword word. _word word_ wörd-word éword",
     "  <left>  x  <right>  y  <both>  z<both><left>  <right>   <left>", "abcdef abcd bcd abc ab a", "no one word nono word  one word   next", "<|im_end|> no <|im_start|>ab", "<both>  ab  <both>", "\u3000<left>\u3000\u00a0<right>\u2028x",
     "\u00aaword word\u0301 word\u200d ⓦword word٣ word²", "x\u180ey \u180e", "\u1c89\u1c8a\ua7cb \U00010d40 \U0001cc00 \u0897 \U00011f02", "Ǆǅ ʰʲ Ⅻ ½ – — ∑ ☃ \u00ad\u200b\u0378", "snake_case-and 10-20--30", "😀 x 😀", "Document: The code of Anna is 4711. Question: What is it?",
-    "trailing spaces   ", "... !!! ?? a.b.c", "mixedCASE WordsAndCamelCase HTTPServer", "تجربة ١٢٣ हिन्दी ไทย",
+    "théeé caféteria, éthe é éé \x00 a\x00b naïve über Ãé . .. éthe étéhée" + "theé" * 30, "trailing spaces   ", "... !!! ?? a.b.c", "mixedCASE WordsAndCamelCase HTTPServer", "تجربة ١٢٣ हिन्दी ไทย",
 ]
 
 
@@ -218,13 +224,15 @@ def main():
     with open(needle_path, encoding="utf-8") as f:
         base = json.load(f)
     lines = []
-    for name, members, model in variants(base):
+    for name, members, model, *left_out in variants(base):
         spec = {**copy.deepcopy(base), **members}
         spec["model"].update(model)
+        for token in left_out[0] if left_out else []:
+            del spec["model"]["vocab"][token]
         tok = Tokenizer.from_str(json.dumps(spec))
         assert all(tok.token_to_id(t["content"]) == t["id"] for t in spec["added_tokens"])
         cases = [encode_case(tok, text) for text in VARIANT_TEXTS]
-        lines.append({"name": name, "set": members, "model_set": model, "cases": cases})
+        lines.append({"name": name, "set": members, "model_set": model, "vocab_del": left_out[0] if left_out else [], "cases": cases})
     write(os.path.join(out, "variants.jsonl"), lines)
 
 
