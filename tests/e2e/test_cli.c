@@ -431,6 +431,13 @@ static void test_tokenize(void **state)
     run_write(ids_file, ids.out, ids.out_len);
     run_result back = run_line("tokenize --model %NEEDLE --decode", 0, ids_file);
     assert_string_equal(back.out, text);
+    run_result_free(&back);
+    // As generate writes them: past the tokenizer's largest, which a model's vocabulary may be.
+    json_array_insert_new(array, 3, json_integer(INT32_MAX));
+    json_array_insert_new(array, 5, json_integer(2304));
+    assert_int_equal(json_dump_file(array, ids_file, 0), 0);
+    back = run_line("tokenize --model %NEEDLE --decode", 0, ids_file);
+    assert_string_equal(back.out, text);
     json_decref(array);
     run_result_free(&ids);
     run_result_free(&back);
