@@ -21,6 +21,7 @@ static const rt_architecture architectures[] = {
      .model_type = "sdar",
      .qk_norm = true,
      .reads_attention_bias = true,
+     .head_dim = 128,
      .block_length = 4,
      .mask_id = 151669,
      .stop_ids = {151645, 151643},
@@ -29,6 +30,7 @@ static const rt_architecture architectures[] = {
      .model_type = "qwen3",
      .qk_norm = true,
      .reads_attention_bias = true,
+     .head_dim = 128,
      .block_length = 4,
      .mask_id = -1},
     {.name = "Fast_dLLM_QwenForCausalLM",
@@ -203,6 +205,8 @@ static rt_status check_window(const rt_config_source *src, const rt_model_config
 
 static rt_status read_head_dim(const rt_config_source *src, rt_model_config *out)
 {
+    if (!json_object_get(src->json, "head_dim"))
+        out->head_dim = src->arch->head_dim;
     RT_TRY(rt_config_int(src->json, "head_dim", src->path, false, 2, MAX_HEAD_DIM, &out->head_dim));
     if (out->head_dim == 0) {
         if (out->hidden % out->heads != 0)

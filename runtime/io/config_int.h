@@ -20,6 +20,7 @@ typedef struct rt_architecture {
     const char *model_type; // when `architectures` is absent
     bool qkv_bias, qk_norm, shifted;
     bool reads_attention_bias; // transformers gives all four projections a bias then
+    int head_dim;              // where the key is absent; 0: hidden_size / heads
     int block_length, sub_block;
     int mask_id; // -1: has none
     int stop_ids[RT_ARCH_MAX_STOPS];

@@ -18,6 +18,7 @@
 
 static const double max_factor = 1e6;
 static const double default_theta = 10000;
+enum { default_positions = 32768 }; // of Qwen2Config, Qwen3Config and SDARConfig
 
 typedef struct rope_source {
     const json_t *params; // NULL: plain
@@ -148,7 +149,7 @@ static rt_status scaled_positions(const rope_source *src, const rt_rope_config *
 
 rt_status rt_config_read_rope(const rt_config_source *src, rt_model_config *out)
 {
-    int trained = 0;
+    int trained = default_positions;
     rope_source source = {.path = src->path};
     rt_rope_config rope = {.kind = RT_ROPE_PLAIN,
                            .factor = 1,
@@ -156,7 +157,7 @@ rt_status rt_config_read_rope(const rt_config_source *src, rt_model_config *out)
                            .beta_fast = 32,
                            .beta_slow = 1,
                            .truncate = true};
-    RT_TRY(rt_config_int(src->json, "max_position_embeddings", src->path, true, 1,
+    RT_TRY(rt_config_int(src->json, "max_position_embeddings", src->path, false, 1,
                          RT_CONFIG_MAX_POSITIONS, &trained));
     RT_TRY(pick_object(src, "rope_scaling", &source));
     RT_TRY(pick_object(src, "rope_parameters", &source));

@@ -18,13 +18,21 @@ static const char base_text[] =
     " \"tie_word_embeddings\": false, \"torch_dtype\": \"bfloat16\", \"eos_token_id\": 151643,"
     " \"sliding_window\": null, \"use_sliding_window\": false, \"max_window_layers\": 36}";
 
-// Writes config.json: the base with the members of `patch` put over it.
+// Writes config.json: the base with the members of `patch` put over it, "-" for none.
 static const char *write_config(const test_dir *dir, const char *patch)
 {
     json_t *root = json_loads(base_text, 0, NULL), *over = json_loads(patch, 0, NULL);
     assert_non_null(root);
     assert_non_null(over);
     json_object_update(root, over);
+    const char *key;
+    json_t *value;
+    void *next;
+    json_object_foreach_safe(root, next, key, value)
+    {
+        if (json_is_string(value) && strcmp(json_string_value(value), "-") == 0)
+            json_object_del(root, key);
+    }
     const char *path = test_path(dir, "config.json");
     assert_int_equal(json_dump_file(root, path, 0), 0);
     json_decref(over);
@@ -63,6 +71,23 @@ static void test_sizes(void **state)
                    " \"tie_word_embeddings\": true, \"rope_theta\": null}");
     assert_true(c.head_dim == 80 && c.kv_heads == 32 && c.rms_eps == 1e-6 && c.tied_head);
     assert_true(c.rope.theta == 10000);
+    test_dir_remove(&dir);
+}
+
+// What the configuration classes of transformers say where a key is absent.
+static void test_absent_keys(void **state)
+{
+    (void)state;
+    test_dir dir = test_dir_new();
+    rt_model_config c = load(&dir, "{\"head_dim\": \"-\", \"max_position_embeddings\": \"-\","
+                                   " \"num_attention_heads\": 16, \"hidden_size\": 2561}");
+    assert_true(c.head_dim == 128 && c.max_positions == 32768);
+    c = load(&dir, "{\"head_dim\": \"-\", \"max_position_embeddings\": \"-\","
+                   " \"num_attention_heads\": 16, \"architectures\": [\"Qwen2ForCausalLM\"]}");
+    assert_true(c.head_dim == 160 && c.max_positions == 32768);
+    c = load(&dir, "{\"max_position_embeddings\": null, \"rope_scaling\":"
+                   " {\"rope_type\": \"yarn\", \"factor\": 4.0}}");
+    assert_int_equal(c.max_positions, 131072);
     test_dir_remove(&dir);
 }
 
@@ -140,7 +165,6 @@ static const struct {
      "'head_dim' 8192"},
     {"{\"rms_norm_eps\": 0}", RT_ERR_FORMAT, "'rms_norm_eps' is 0"},
     {"{\"rms_norm_eps\": -1e-6}", RT_ERR_FORMAT, "'rms_norm_eps' is -1e-06"},
-    {"{\"max_position_embeddings\": null}", RT_ERR_FORMAT, "'max_position_embeddings' is missing"},
     {"{\"max_position_embeddings\": 0}", RT_ERR_FORMAT, "'max_position_embeddings' is 0"},
     {"{\"max_position_embeddings\": 4294967296}", RT_ERR_FORMAT, "'max_position_embeddings'"},
     {"{\"hidden_act\": \"gelu\"}", RT_ERR_UNSUPPORTED, "'hidden_act' 'gelu'"},
@@ -706,6 +730,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_absent_keys),
         cmocka_unit_test(test_architectures),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_bad_files),
