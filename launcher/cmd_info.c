@@ -104,17 +104,14 @@ static rt_status check(void *target)
 
 static int64_t count_parameters(const rt_checkpoint *ckpt)
 {
-    int64_t sum = 0;
+    uint64_t sum = 0;
     for (size_t i = 0; i < rt_checkpoint_count(ckpt); i++) {
         rt_tensor tensor;
         const char *dtype;
         rt_checkpoint_at(ckpt, i, &tensor, &dtype);
-        int64_t elements = 1;
-        for (int d = 0; d < tensor.dims; d++)
-            elements *= tensor.shape[d];
-        sum += elements;
+        sum += tensor.elements;
     }
-    return sum;
+    return (int64_t)sum;
 }
 
 static const char *rope_name(rt_rope_kind kind)

@@ -178,20 +178,21 @@ static void fill_tensor(const rt_st_entry *e, rt_tensor *out)
                        .file = e->shard->path,
                        .dtype = e->type->dtype,
                        .dims = e->dims,
+                       .elements = e->elements,
                        .data = e->data,
                        .bytes = e->end - e->begin};
     memcpy(out->shape, e->shape, sizeof out->shape);
 }
 
-static rt_status shape_text(const int64_t *shape, int dims, rt_str *out)
+static rt_status shape_text(const int64_t *shape, size_t dims, rt_str *out)
 {
     RT_TRY(rt_str_puts(out, "["));
-    for (int i = 0; i < dims; i++)
+    for (size_t i = 0; i < dims && i < RT_TENSOR_MAX_DIMS; i++)
         RT_TRY(rt_str_printf(out, "%s%lld", i ? ", " : "", (long long)shape[i]));
-    return rt_str_puts(out, "]");
+    return rt_str_puts(out, dims > RT_TENSOR_MAX_DIMS ? ", ...]" : "]");
 }
 
-static rt_status wrong_shape(const rt_st_entry *e, const int64_t *wanted, int dims)
+static rt_status wrong_shape(const rt_st_entry *e, const int64_t *wanted, size_t dims)
 {
     rt_str has = {0}, wants = {0};
     rt_status status = shape_text(e->shape, e->dims, &has);
@@ -259,7 +260,7 @@ bool rt_checkpoint_has(const rt_checkpoint *ckpt, const char *name)
 void rt_checkpoint_at(const rt_checkpoint *ckpt, size_t i, rt_tensor *out, const char **dtype_name)
 {
     fill_tensor(&ckpt->entries[i], out);
-    *dtype_name = ckpt->entries[i].type->name;
+    *dtype_name = ckpt->entries[i].dtype;
 }
 
 rt_status rt_checkpoint_find(const rt_checkpoint *ckpt, const char *name, int64_t rows,
@@ -267,16 +268,16 @@ rt_status rt_checkpoint_find(const rt_checkpoint *ckpt, const char *name, int64_
 {
     RT_CHECK_ARG(rows > 0 && cols >= 0);
     const int64_t wanted[2] = {rows, cols};
-    int dims = cols == 0 ? 1 : 2;
+    const size_t dims = cols == 0 ? 1 : 2;
     const rt_st_entry *e = find_entry(ckpt, name);
     if (!e)
         return RT_FAIL(RT_ERR_FORMAT, "%s: tensor '%s' is missing", ckpt->dir, name);
-    if (e->dims != dims || memcmp(e->shape, wanted, (size_t)dims * sizeof *wanted) != 0)
+    if (e->dims != dims || memcmp(e->shape, wanted, dims * sizeof *wanted) != 0)
         return wrong_shape(e, wanted, dims);
     if (!e->type->supported)
         return RT_FAIL(RT_ERR_UNSUPPORTED,
                        "%s: tensor '%s' has type %s; F32, BF16 and F16 are supported",
-                       e->shard->path, e->name, e->type->name);
+                       e->shard->path, e->name, e->dtype);
     fill_tensor(e, out);
     return RT_OK;
 }

@@ -17,21 +17,23 @@ enum { RT_TENSOR_MAX_DIMS = 4 };
 typedef struct rt_tensor {
     const char *name; // borrowed from the checkpoint
     const char *file; // path, for messages
-    kern_dtype dtype; // F32, BF16 or F16
-    int dims;
-    int64_t shape[RT_TENSOR_MAX_DIMS];
-    const void *data; // mapped, little endian, dense row-major
+    kern_dtype dtype; // F32, BF16 or F16; of others rt_checkpoint_at tells the name
+    size_t dims;
+    int64_t shape[RT_TENSOR_MAX_DIMS]; // the first ones, if there are more
+    size_t elements;
+    const void *data; // mapped, little endian, dense row-major; at any address
     size_t bytes;
 } rt_tensor;
 
 typedef struct rt_checkpoint rt_checkpoint;
 
-// Opens a folder. Checked: header length against file size (and 100 MB), JSON, dtype,
-// shape, offsets (in order, no overlap, no gap, inside the file, a multiple of the
-// element's size, and as long as dtype and shape say), duplicate names, and that the
+// Opens a folder. Checked: header length against file size (and 100 MB), JSON, shape,
+// offsets (in order, no overlap, no gap, inside the file, and as long as dtype and shape
+// say), duplicate names, and that the
 // index and the shards agree; a tensor that several shards hold is the one of the shard that the
 // index names. Shard names that leave the folder are refused. Tensors of
-// other dtypes than F32, BF16 and F16 are allowed in the file and refused when asked for.
+// other dtypes than F32, BF16 and F16, the format's or not, and of any number of dimensions
+// are allowed in the file and refused when asked for.
 rt_status rt_checkpoint_open(const char *model_dir, rt_checkpoint **out);
 void rt_checkpoint_close(rt_checkpoint *ckpt);
 

@@ -6,6 +6,7 @@
 #include "runtime/base/json.h"
 #include "runtime/base/mem.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,14 +25,35 @@ static const rt_st_type types[] = {
 
 static const rt_st_type *find_type(const char *name)
 {
+    static const rt_st_type unknown = {.name = "unknown"};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         if (strcmp(types[i].name, name) == 0)
             return &types[i];
     }
-    return NULL;
+    return &unknown;
 }
 
 // ---- one header entry ------------------------------------------------------
+
+static rt_status count_elements(const json_t *shape, rt_st_entry *e)
+{
+    size_t i;
+    json_t *extent;
+    bool overflow = false, empty = false;
+    e->elements = 1;
+    json_array_foreach(shape, i, extent) empty |= json_integer_value(extent) == 0;
+    if (empty)
+        e->elements = 0;
+    json_array_foreach(shape, i, extent)
+    {
+        if (!empty)
+            overflow |= __builtin_mul_overflow(e->elements, (size_t)json_integer_value(extent),
+                                               &e->elements);
+    }
+    if (overflow)
+        return RT_FAIL(RT_ERR_FORMAT, "%s: tensor '%s': shape overflows", e->shard->path, e->name);
+    return RT_OK;
+}
 
 static rt_status read_shape(const json_t *info, rt_st_entry *e)
 {
@@ -39,19 +61,17 @@ static rt_status read_shape(const json_t *info, rt_st_entry *e)
     const char *file = e->shard->path;
     if (!json_is_array(shape))
         return RT_FAIL(RT_ERR_FORMAT, "%s: tensor '%s': 'shape' is not an array", file, e->name);
-    if (json_array_size(shape) > RT_TENSOR_MAX_DIMS)
-        return RT_FAIL(RT_ERR_UNSUPPORTED, "%s: tensor '%s' has %zu dimensions, at most %d", file,
-                       e->name, json_array_size(shape), (int)RT_TENSOR_MAX_DIMS);
-    e->dims = (int)json_array_size(shape);
-    for (int i = 0; i < e->dims; i++) {
-        const json_t *extent = json_array_get(shape, (size_t)i);
+    e->dims = json_array_size(shape);
+    for (size_t i = 0; i < e->dims; i++) {
+        const json_t *extent = json_array_get(shape, i);
         if (!json_is_integer(extent) || json_integer_value(extent) < 0)
             return RT_FAIL(RT_ERR_FORMAT,
                            "%s: tensor '%s': 'shape' holds something else than sizes", file,
                            e->name);
-        e->shape[i] = json_integer_value(extent);
+        if (i < RT_TENSOR_MAX_DIMS)
+            e->shape[i] = json_integer_value(extent);
     }
-    return RT_OK;
+    return count_elements(shape, e);
 }
 
 static rt_status read_offsets(const json_t *info, rt_st_entry *e)
@@ -71,20 +91,11 @@ static rt_status read_offsets(const json_t *info, rt_st_entry *e)
 static rt_status check_bytes(const rt_st_entry *e)
 {
     const char *file = e->shard->path;
-    size_t bits = e->type->bits;
-    bool overflow = false, empty = false;
-    for (int i = 0; i < e->dims; i++)
-        empty |= e->shape[i] == 0;
-    for (int i = 0; i < e->dims && !empty; i++)
-        overflow |= __builtin_mul_overflow(bits, (size_t)e->shape[i], &bits);
-    if (overflow)
+    size_t bits;
+    if (e->type->bits == 0) // how long it is nobody knows
+        return RT_OK;
+    if (__builtin_mul_overflow(e->elements, e->type->bits, &bits))
         return RT_FAIL(RT_ERR_FORMAT, "%s: tensor '%s': shape overflows", file, e->name);
-    if (empty)
-        bits = 0;
-    if (!empty && e->type->bits > 8 && e->begin % (e->type->bits / 8) != 0)
-        return RT_FAIL(RT_ERR_FORMAT,
-                       "%s: tensor '%s' is misaligned: type %s at byte %zu of the data", file,
-                       e->name, e->type->name, e->begin);
     if (bits % 8 != 0 || bits / 8 != e->end - e->begin)
         return RT_FAIL(RT_ERR_FORMAT,
                        "%s: tensor '%s': shape and type %s make %zu bits, data_offsets %zu bytes",
@@ -102,9 +113,7 @@ static rt_status read_entry(const json_t *info, rt_st_entry *e)
     if (!type)
         return RT_FAIL(RT_ERR_FORMAT, "%s: tensor '%s': 'dtype' is not a string", file, e->name);
     e->type = find_type(type);
-    if (!e->type)
-        return RT_FAIL(RT_ERR_UNSUPPORTED, "%s: tensor '%s': unknown dtype '%s'", file, e->name,
-                       type);
+    snprintf(e->dtype, sizeof e->dtype, "%s", type);
     RT_TRY(read_shape(info, e));
     RT_TRY(read_offsets(info, e));
     return check_bytes(e);

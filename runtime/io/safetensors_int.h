@@ -14,7 +14,7 @@ typedef struct rt_st_shard {
 
 typedef struct rt_st_type {
     const char *name;
-    unsigned bits;
+    unsigned bits; // of an element
     bool supported;
     kern_dtype dtype; // if supported
 } rt_st_type;
@@ -22,9 +22,11 @@ typedef struct rt_st_type {
 typedef struct rt_st_entry {
     char *name;
     const rt_st_shard *shard;
-    const rt_st_type *type;
-    int dims;
-    int64_t shape[RT_TENSOR_MAX_DIMS];
+    const rt_st_type *type; // 0 bits: not one of the format's
+    char dtype[16];         // the file's spelling, cut
+    size_t dims;
+    int64_t shape[RT_TENSOR_MAX_DIMS]; // the first ones
+    size_t elements;
     size_t begin, end; // in the shard's data part
     const unsigned char *data;
 } rt_st_entry;
