@@ -197,9 +197,10 @@ __attribute__((format(printf, 2, 3))) static void print_row(const char *label, c
 
 static void print_stops(const rt_model_config *m)
 {
-    char ids[CELL] = "none";
+    enum { ID = sizeof ", 2147483647" };
+    char ids[RT_CONFIG_MAX_STOPS * ID] = "none";
     size_t used = 0;
-    for (int i = 0; i < m->stop_count && used < sizeof ids; i++)
+    for (int i = 0; i < m->stop_count; i++)
         used += (size_t)snprintf(ids + used, sizeof ids - used, i ? ", %d" : "%d", m->stop_ids[i]);
     print_row("stop ids", "%s", ids);
 }

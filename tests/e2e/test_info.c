@@ -64,6 +64,29 @@ static void test_published(void **state)
     json_decref(object);
 }
 
+// All sixteen that there can be, of the largest vocabulary.
+static void test_stop_ids(void **state)
+{
+    (void)state;
+    enum { VOCAB = 1 << 24, STOPS = 16 };
+    const run_shape shape = {.vocab = VOCAB, .heads = 1, .head_dim = 2};
+    char ids[256] = "", more[512], row[512];
+    size_t used = 0;
+    for (int i = 0; i < STOPS; i++)
+        used += (size_t)snprintf(ids + used, sizeof ids - used, "%s%d", i ? ", " : "",
+                                 VOCAB - STOPS + i);
+    snprintf(more, sizeof more, "\"eos_token_id\": [%s]", ids);
+    run_zero_model("stops", &shape, more);
+    char *model = strdup(run_temp("stops"));
+    assert_non_null(model);
+    const char *const words[] = {"--model", model, NULL};
+    run_result text = info(words);
+    snprintf(row, sizeof row, "stop ids              %s\n", ids);
+    assert_non_null(strstr(text.out, row));
+    run_result_free(&text);
+    free(model);
+}
+
 static void test_checkpoint(void **state)
 {
     (void)state;
@@ -107,6 +130,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_published),
         cmocka_unit_test(test_checkpoint),
+        cmocka_unit_test(test_stop_ids),
         cmocka_unit_test(test_beyond),
     };
     const int skip = run_ready();
