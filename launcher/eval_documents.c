@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { LINE_BYTES_MAX = 64 << 20, WHERE_MAX = 512 };
+enum { LINE_BYTES_MAX = 64 << 20, WHERE_MAX = 512, BAD_SHOWN = 10 };
 
 // ---- lengths ---------------------------------------------------------------------
 
@@ -72,12 +72,14 @@ static rt_status text_of(const json_t *line, const char *key, const char *other,
     return *out ? RT_OK : rt_json_str(line, other, where, false, out);
 }
 
-static rt_status encode(const reader *r, const char *text, size_t len, rt_ids *out)
+static rt_status encode(const reader *r, const char *where, const char *text, size_t len,
+                        rt_ids *out)
 {
-    if (r->encoding->chat)
-        return rt_chat_encode(r->encoding->tokenizer, r->encoding->format, NULL, text, len,
-                              RT_SPECIAL_TEXT, out);
-    return rt_tokenizer_encode(r->encoding->tokenizer, text, len, RT_SPECIAL_TEXT, out);
+    const app_encoding *e = r->encoding;
+    const rt_status status =
+        e->chat ? rt_chat_encode(e->tokenizer, e->format, NULL, text, len, RT_SPECIAL_TEXT, out)
+                : rt_tokenizer_encode(e->tokenizer, text, len, RT_SPECIAL_TEXT, out);
+    return status == RT_OK ? RT_OK : RT_FAIL(status, "%s: %s", where, rt_last_error());
 }
 
 // LongBench: the context, an empty line, the question.
@@ -89,7 +91,7 @@ static rt_status encode_parts(const reader *r, const json_t *line, const char *w
     rt_str text = {0};
     rt_status status = rt_str_printf(&text, "%s%s%s", context, *input ? "\n\n" : "", input);
     if (status == RT_OK)
-        status = encode(r, text.data, text.len, out);
+        status = encode(r, where, text.data, text.len, out);
     rt_str_free(&text);
     return status;
 }
@@ -99,12 +101,8 @@ static rt_status fill_prompt(const reader *r, const json_t *line, const char *wh
     const json_t *user = json_object_get(line, "user");
     if (user && !json_is_string(user))
         return RT_FAIL(RT_ERR_FORMAT, "%s: 'user' is not a string", where);
-    const rt_status status = user
-                                 ? encode(r, json_string_value(user), json_string_length(user), out)
-                                 : encode_parts(r, line, where, out);
-    if (status != RT_OK)
-        return RT_FAIL(status, "%s: %s", where, rt_last_error());
-    return RT_OK;
+    return user ? encode(r, where, json_string_value(user), json_string_length(user), out)
+                : encode_parts(r, line, where, out);
 }
 
 static rt_status fill_accept(const json_t *line, const char *where, json_t **out)
@@ -204,10 +202,8 @@ static rt_status read_lines(reader *r, app_lines *lines)
         const rt_status status = take_line(r, &line);
         if (status == RT_ERR_NOMEM)
             return status;
-        if (status != RT_OK) {
+        if (status != RT_OK && r->bad++ < BAD_SHOWN)
             rt_log(RT_LOG_ERROR, "%s", rt_last_error());
-            r->bad++;
-        }
     }
     if (r->bad)
         return RT_FAIL(RT_ERR_FORMAT, "%s: %d bad lines of %d", r->path, r->bad, r->number);

@@ -79,7 +79,7 @@ static void test_lengths(void **state)
     app_documents_free(&docs);
 }
 
-// Every bad line has its message on standard error.
+// A bad line has its message on standard error, with its number once.
 static void test_bad_lines(void **state)
 {
     (void)state;
@@ -90,6 +90,7 @@ static void test_bad_lines(void **state)
         {"[]", "docs.jsonl:2: not an object"},
         {"{\"accept\": {\"any\": [\"x\"]}}", "docs.jsonl:2: 'context' is missing"},
         {"{\"user\": 1, \"accept\": {\"any\": [\"x\"]}}", "docs.jsonl:2: 'user'"},
+        {"{\"context\": \"a\", \"input\": 3, \"answers\": [\"x\"]}", "docs.jsonl:2: 'input'"},
         {"{\"user\": \"a\"}", "docs.jsonl:2: 'accept'"},
         {"{\"user\": \"a\", \"accept\": {\"ny\": [\"x\"]}}", "docs.jsonl:2: 'accept'"},
         {"{\"user\": \"a\", \"id\": \"first\", \"accept\": {\"any\": [\"x\"]}}", "there already"},
@@ -112,6 +113,7 @@ static void test_bad_lines(void **state)
         assert_fails(status, RT_ERR_FORMAT, "docs.jsonl", "1 bad lines of 2");
         if (!strstr(said, cases[i].cause))
             fail_msg("'%s' is not in: %s", cases[i].cause, said);
+        assert_null(strstr(strstr(said, "docs.jsonl:2") + 1, "docs.jsonl:2"));
         app_documents_free(&docs);
     }
 }
