@@ -66,6 +66,21 @@ const char *app_precision_choice(size_t i);
         "model", 'm', APP_TEXT, offsetof(A, model), 0, 0, "DIR", NULL, "folder of the checkpoint", \
             "Model", NULL, NULL                                                                    \
     }
+#define APP_OPTION_BLOCK_LENGTH(A)                                                                 \
+    {                                                                                              \
+        "block-length", 0, APP_INT, offsetof(A, engine.block_length), 1, RT_CONFIG_MAX_BLOCK, "N", \
+            "from the checkpoint", "tokens in a block", NULL, NULL, NULL                           \
+    }
+#define APP_OPTION_MASK_ID(A)                                                                      \
+    {                                                                                              \
+        "mask-id", 0, APP_INT, offsetof(A, engine.mask_id), 0, INT_MAX, "ID",                      \
+            "from the checkpoint", "id of the mask token", NULL, NULL, NULL                        \
+    }
+#define APP_OPTION_ALLOW_NONFINITE(A)                                                              \
+    {                                                                                              \
+        "allow-nonfinite", 0, APP_FLAG, offsetof(A, engine.allow_nonfinite), 0, 0, NULL, NULL,     \
+            "load weights that hold NaN or infinity", NULL, NULL, NULL                             \
+    }
 #define APP_OPTION_JSON(A, text)                                                                   \
     {                                                                                              \
         "json", 0, APP_FLAG, offsetof(A, json), 0, 0, NULL, NULL, text, NULL, NULL, NULL           \

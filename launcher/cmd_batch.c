@@ -10,17 +10,15 @@ enum { SESSIONS_MAX = 4096, SESSIONS_DEFAULT = 32, EXIT_RESUME = 75 }; // EX_TEM
 enum { CHUNK_DEFAULT = 2048 }; // nobody watches a block that waits for it
 
 #define AT(member) offsetof(app_batch_args, member)
-#define CHECKPOINT "from the checkpoint"
 
 static const app_option options[] = {
     APP_OPTION_MODEL(app_batch_args),
     APP_OPTION_DUMMY(app_batch_args),
     {"model-name", 0, APP_TEXT, AT(model_name), 0, 0, "NAME", "the folder's",
      "what lines may call the model, and records do", NULL, NULL, NULL},
-    {"block-length", 0, APP_INT, AT(engine.block_length), 1, RT_CONFIG_MAX_BLOCK, "N", CHECKPOINT,
-     "tokens in a block", NULL, NULL, NULL},
-    {"mask-id", 0, APP_INT, AT(engine.mask_id), 0, INT_MAX, "ID", CHECKPOINT,
-     "id of the mask token", NULL, NULL, NULL},
+    APP_OPTION_BLOCK_LENGTH(app_batch_args),
+    APP_OPTION_MASK_ID(app_batch_args),
+    APP_OPTION_ALLOW_NONFINITE(app_batch_args),
     {"context", 0, APP_INT, AT(engine.context), 0, INT_MAX, "N", NULL,
      "tokens to reserve KV pages for, over all requests that a group runs at once; 0: the model's "
      "length",

@@ -7,6 +7,9 @@
 
 static const app_option options[] = {
     APP_OPTION_MODEL(app_eval_args),
+    APP_OPTION_BLOCK_LENGTH(app_eval_args),
+    APP_OPTION_MASK_ID(app_eval_args),
+    APP_OPTION_ALLOW_NONFINITE(app_eval_args),
     {"data", 'd', APP_TEXT, AT(data), 0, 0, "FILE", NULL, "the documents, a JSON object a line",
      "Documents", NULL, NULL},
     {"lengths", 'l', APP_PARSE, AT(lengths), 0, 0, "N,...", "powers of two",

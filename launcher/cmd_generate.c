@@ -9,22 +9,18 @@
 enum { SESSIONS_MAX = 4096 }; // that an engine takes
 
 #define AT(member) offsetof(app_generate_args, member)
-#define CHECKPOINT "from the checkpoint"
 
 static const app_option options[] = {
     APP_OPTION_MODEL(app_generate_args),
-    {"block-length", 0, APP_INT, AT(engine.block_length), 1, RT_CONFIG_MAX_BLOCK, "N", CHECKPOINT,
-     "tokens in a block", NULL, NULL, NULL},
-    {"mask-id", 0, APP_INT, AT(engine.mask_id), 0, INT_MAX, "ID", CHECKPOINT,
-     "id of the mask token", NULL, NULL, NULL},
+    APP_OPTION_BLOCK_LENGTH(app_generate_args),
+    APP_OPTION_MASK_ID(app_generate_args),
     {"context", 0, APP_INT, AT(engine.context), 0, INT_MAX, "N", NULL,
      "tokens to reserve KV pages for, over all prompts that run at once; 0: what they need", NULL,
      NULL, NULL},
     APP_OPTION_KV_MEMORY(app_generate_args,
                          "most memory of KV pages on each rank, such as 8G; prompts that find none "
                          "wait"),
-    {"allow-nonfinite", 0, APP_FLAG, AT(engine.allow_nonfinite), 0, 0, NULL, NULL,
-     "load weights that hold NaN or infinity", NULL, NULL, NULL},
+    APP_OPTION_ALLOW_NONFINITE(app_generate_args),
 
     {"prompt", 'p', APP_LIST, AT(prompts), 0, 0, "TEXT", NULL, "the prompt; may be given again",
      "Prompt", NULL, NULL},

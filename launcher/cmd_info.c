@@ -47,10 +47,8 @@ typedef struct info {
 static const app_option options[] = {
     APP_OPTION_MODEL(info_args),
     APP_OPTION_DUMMY(info_args),
-    {"block-length", 0, APP_INT, AT(engine.block_length), 1, RT_CONFIG_MAX_BLOCK, "N",
-     "from the checkpoint", "tokens in a block", NULL, NULL, NULL},
-    {"mask-id", 0, APP_INT, AT(engine.mask_id), 0, INT_MAX, "ID", "from the checkpoint",
-     "id of the mask token", NULL, NULL, NULL},
+    APP_OPTION_BLOCK_LENGTH(info_args),
+    APP_OPTION_MASK_ID(info_args),
     {"ranks", 'r', APP_INT, AT(ranks), 1, RANKS_MAX, "N", NULL, "split over so many ranks",
      "What to work out", NULL, NULL},
     {"context", 0, APP_INT, AT(context), 0, INT_MAX, "N", NULL,

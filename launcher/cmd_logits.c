@@ -19,16 +19,13 @@ typedef struct logits_args {
 } logits_args;
 
 #define AT(member) offsetof(logits_args, member)
-#define CHECKPOINT "from the checkpoint"
 
 static const app_option options[] = {
     APP_OPTION_MODEL(logits_args),
-    {"block-length", 0, APP_INT, AT(engine.block_length), 1, RT_CONFIG_MAX_BLOCK, "N", CHECKPOINT,
-     "tokens in a block", NULL, NULL, NULL},
+    APP_OPTION_BLOCK_LENGTH(logits_args),
     {"context", 0, APP_INT, AT(engine.context), 0, INT_MAX, "N", NULL,
      "tokens to reserve KV pages for; 0: as many as there are ids", NULL, NULL, NULL},
-    {"allow-nonfinite", 0, APP_FLAG, AT(engine.allow_nonfinite), 0, 0, NULL, NULL,
-     "load weights that hold NaN or infinity", NULL, NULL, NULL},
+    APP_OPTION_ALLOW_NONFINITE(logits_args),
     {"ids", 'i', APP_TEXT, AT(ids), 0, 0, "FILE", NULL,
      "a JSON array of token ids (- is standard input)", "Files", NULL, NULL},
     {"out", 'o', APP_TEXT, AT(out), 0, 0, "FILE.npy", NULL, "where the logits go", NULL, NULL,

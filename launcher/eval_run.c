@@ -68,15 +68,15 @@ static rt_status describe(const app_eval_args *args, int ranks, rt_str *out)
 {
     const rt_request *r = &args->request;
     return rt_str_printf(out,
-                         "ranks=%d device=%s precision=%s chat=%d max-tokens=%d strategy=%d "
-                         "steps=%d threshold=%.17g "
+                         "ranks=%d device=%s precision=%s block-length=%d mask-id=%d chat=%d "
+                         "max-tokens=%d strategy=%d steps=%d threshold=%.17g "
                          "sub-block=%d commit=%d temperature=%.17g top-k=%d top-p=%.17g seed=%llu "
                          "probe=%d",
                          ranks, app_device_choice(args->engine.device),
-                         app_precision_choice(args->engine.precision), !args->plain, r->max_tokens,
-                         (int)r->strategy, r->steps, r->threshold, r->sub_block, args->commit,
-                         r->temperature, r->top_k, r->top_p, (unsigned long long)r->seed,
-                         args->engine.probe_every);
+                         app_precision_choice(args->engine.precision), args->engine.block_length,
+                         args->engine.mask_id, !args->plain, r->max_tokens, (int)r->strategy,
+                         r->steps, r->threshold, r->sub_block, args->commit, r->temperature,
+                         r->top_k, r->top_p, (unsigned long long)r->seed, args->engine.probe_every);
 }
 
 static rt_status read_documents(const app_eval_args *args, app_documents *out)
