@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The rows of a benchmark as a table, as CSV or as JSON.
 #include "launcher/bench.h"
+#include "launcher/grid.h"
 #include "launcher/report.h"
 
-#include "runtime/base/mem.h"
-
 #include <stdio.h>
-
-enum { CELL = 256 }; // a policy with all its words
 
 rt_status bench_add(json_t *rows, json_t *row)
 {
@@ -16,42 +13,40 @@ rt_status bench_add(json_t *rows, json_t *row)
     return RT_OK;
 }
 
-static void format_cell(const json_t *value, const char *null, const char *real, char cell[CELL])
+static void format_cell(const json_t *value, const char *null, const char *real,
+                        char cell[APP_GRID_CELL])
 {
     if (json_is_string(value))
-        snprintf(cell, CELL, "%s", json_string_value(value));
+        snprintf(cell, APP_GRID_CELL, "%s", json_string_value(value));
     else if (json_is_integer(value))
-        snprintf(cell, CELL, "%" JSON_INTEGER_FORMAT, json_integer_value(value));
+        snprintf(cell, APP_GRID_CELL, "%" JSON_INTEGER_FORMAT, json_integer_value(value));
     else if (json_is_real(value))
-        snprintf(cell, CELL, real, json_real_value(value));
+        snprintf(cell, APP_GRID_CELL, real, json_real_value(value));
     else
-        snprintf(cell, CELL, "%s", null);
+        snprintf(cell, APP_GRID_CELL, "%s", null);
 }
 
 // Column names from the first row's keys, then the rows.
 static rt_status print_table(const json_t *rows)
 {
     const size_t count = json_array_size(rows);
-    const size_t columns = json_object_size(json_array_get(rows, 0));
-    char(*text)[CELL];
-    const char **cells;
-    RT_TRY(RT_ALLOC(text, (count + 1) * columns, "table"));
-    rt_status status;
-    RT_TRY_GOTO(status, RT_ALLOC(cells, (count + 1) * columns, "table"), free_text);
-    size_t at = 0;
-    const char *key;
-    json_t *value;
-    json_object_foreach(json_array_get(rows, 0), key, value) snprintf(text[at++], CELL, "%s", key);
-    for (size_t i = 0; i < count; i++) {
-        json_object_foreach(json_array_get(rows, i), key, value)
-            format_cell(value, "-", "%.4g", text[at++]);
+    const json_t *first = json_array_get(rows, 0);
+    app_grid t;
+    rt_status status = app_grid_open(count + 1, json_object_size(first), &t);
+    for (size_t row = 0; row <= count && status == RT_OK; row++) {
+        size_t column = 0;
+        const char *key;
+        json_t *value;
+        json_object_foreach(json_array_get(rows, row ? row - 1 : 0), key, value)
+        {
+            char cell[APP_GRID_CELL];
+            format_cell(value, "-", "%.4g", cell);
+            app_grid_set(&t, row, column++, "%s", row ? cell : key);
+        }
     }
-    for (size_t i = 0; i < at; i++)
-        cells[i] = text[i];
-    status = app_report_table(stdout, cells, count + 1, columns);
-    rt_free(cells);
-free_text:
-    rt_free(text);
+    if (status == RT_OK)
+        status = app_grid_print(&t, stdout);
+    app_grid_close(&t);
     return status;
 }
 
@@ -70,7 +65,7 @@ static rt_status print_csv(const json_t *rows)
         comma = "\n";
         json_object_foreach(json_array_get(rows, i), key, value)
         {
-            char cell[CELL];
+            char cell[APP_GRID_CELL];
             format_cell(value, "", "%.9g", cell);
             printf("%s%s", comma, cell);
             comma = ",";

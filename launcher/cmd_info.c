@@ -4,6 +4,7 @@
 // of page plans holds.
 #include "launcher/app.h"
 #include "launcher/attention_options.h"
+#include "launcher/grid.h"
 #include "launcher/info_memory.h"
 #include "launcher/model_options.h"
 #include "launcher/report.h"
@@ -225,39 +226,33 @@ static void print_model(const rt_model_config *m)
     print_stops(m);
 }
 
-static void format_range(par_range r, char *out)
+static void set_range(app_grid *t, size_t row, size_t column, par_range r)
 {
     if (r.count == 1)
-        snprintf(out, CELL, "%d", r.first);
+        app_grid_set(t, row, column, "%d", r.first);
     else
-        snprintf(out, CELL, "%d-%d", r.first, r.first + r.count - 1);
+        app_grid_set(t, row, column, "%d-%d", r.first, r.first + r.count - 1);
 }
 
 static rt_status print_shards(const info *in)
 {
     static const char *const headings[] = {"rank", "heads", "KV heads", "ffn", "vocabulary"};
     enum { COLUMNS = sizeof headings / sizeof headings[0] };
-    const size_t rows = (size_t)in->args->ranks + 1;
-    char(*text)[CELL] = NULL;
-    const char **cells = NULL;
-    rt_status status;
-    RT_TRY_GOTO(status, RT_ALLOC(text, rows * COLUMNS, "table"), done);
-    RT_TRY_GOTO(status, RT_ALLOC(cells, rows * COLUMNS, "table"), done);
-    memcpy(cells, headings, sizeof headings);
-    for (size_t r = 1; r < rows; r++) {
-        const par_plan *p = &in->plans[r - 1];
+    const size_t ranks = (size_t)in->args->ranks;
+    app_grid t;
+    rt_status status = app_grid_open(ranks + 1, COLUMNS, &t);
+    for (size_t i = 0; i < COLUMNS && status == RT_OK; i++)
+        app_grid_set(&t, 0, i, "%s", headings[i]);
+    for (size_t r = 0; r < ranks && status == RT_OK; r++) {
+        const par_plan *p = &in->plans[r];
         const par_range ranges[] = {p->heads, p->kv_heads, p->ffn, p->vocab};
-        char(*row)[CELL] = &text[r * COLUMNS];
-        snprintf(row[0], CELL, "%d", p->rank);
-        for (size_t i = 0; i < 4; i++)
-            format_range(ranges[i], row[1 + i]);
-        for (size_t i = 0; i < COLUMNS; i++)
-            cells[r * COLUMNS + i] = row[i];
+        app_grid_set(&t, r + 1, 0, "%d", p->rank);
+        for (size_t i = 0; i < COLUMNS - 1; i++)
+            set_range(&t, r + 1, i + 1, ranges[i]);
     }
-    status = app_report_table(stdout, cells, rows, COLUMNS);
-done:
-    rt_free(cells);
-    rt_free(text);
+    if (status == RT_OK)
+        status = app_grid_print(&t, stdout);
+    app_grid_close(&t);
     return status;
 }
 

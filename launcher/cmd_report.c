@@ -31,16 +31,20 @@ static rt_status check(void *target)
     return RT_OK;
 }
 
-// "out/losa.json" -> "losa"; "losa#2" for the second of several results.
+// "out/losa.json" -> "losa"; "losa#2" for the second of several results; the end of a long name.
 static json_t *title_of(const char *path, size_t index, size_t count)
 {
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
     const char *dot = strrchr(name, '.');
-    const size_t len = dot && dot != name ? (size_t)(dot - name) : strlen(name);
+    size_t len = dot && dot != name ? (size_t)(dot - name) : strlen(name);
     rt_str title = {0};
     size_t rest;
     json_t *out = NULL;
-    if (rt_utf8_append(&title, name, len < TITLE_MAX ? len : TITLE_MAX, &rest) == RT_OK)
+    if (len > TITLE_MAX) {
+        name += len - TITLE_MAX;
+        len = TITLE_MAX;
+    }
+    if (rt_utf8_append(&title, name, len, &rest) == RT_OK)
         out = count > 1 ? json_sprintf("%s#%zu", title.data, index + 1) : json_string(title.data);
     rt_str_free(&title);
     return out;

@@ -1,50 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launcher/eval_report.h"
 
+#include "launcher/grid.h"
 #include "launcher/report.h"
-#include "runtime/base/mem.h"
 
 #include <errno.h>
 #include <math.h>
 #include <string.h>
 
-enum { CELL = 32 };
-
 // ---- tables ------------------------------------------------------------------------
 
-typedef struct grid {
-    const char **cells;
-    char (*text)[CELL]; // of cells that hold numbers
-    size_t rows, columns;
-} grid;
-
-static rt_status grid_open(grid *g, size_t rows, size_t columns)
+static void set_number(app_grid *t, size_t row, size_t column, app_column what,
+                       const app_cell *cell)
 {
-    *g = (grid){.rows = rows, .columns = columns};
-    RT_TRY(RT_ALLOC(g->cells, rows * columns, "table"));
-    return RT_ALLOC(g->text, rows * columns, "table");
-}
-
-static void grid_close(grid *g)
-{
-    rt_free(g->cells);
-    rt_free(g->text);
-}
-
-static void set_number(grid *g, size_t row, size_t column, app_column what, const app_cell *cell)
-{
-    char *text = g->text[row * g->columns + column];
     const app_column_info *info = &app_columns[what];
     if (isfinite(cell->value[what]))
-        snprintf(text, CELL, "%.*f", info->decimals, cell->value[what] / info->unit);
+        app_grid_set(t, row, column, "%.*f", info->decimals, cell->value[what] / info->unit);
     else
-        snprintf(text, CELL, "-");
-    g->cells[row * g->columns + column] = text;
+        app_grid_set(t, row, column, "-");
 }
 
-static rt_status grid_print(grid *g, FILE *to)
+static rt_status end_table(app_grid *t, FILE *to)
 {
-    const rt_status status = app_report_table(to, g->cells, g->rows, g->columns);
+    const rt_status status = app_grid_print(t, to);
     fputc('\n', to);
     return status;
 }
@@ -52,20 +30,20 @@ static rt_status grid_print(grid *g, FILE *to)
 static rt_status print_columns(FILE *to, const app_cell *cells, const app_policies *policies,
                                const app_column *columns, size_t count)
 {
-    grid g;
-    rt_status status = grid_open(&g, policies->count + 1, count + 1);
+    app_grid t;
+    rt_status status = app_grid_open(policies->count + 1, count + 1, &t);
     if (status == RT_OK) {
-        g.cells[0] = "policy";
+        app_grid_set(&t, 0, 0, "policy");
         for (size_t c = 0; c < count; c++)
-            g.cells[c + 1] = app_columns[columns[c]].title;
+            app_grid_set(&t, 0, c + 1, "%s", app_columns[columns[c]].title);
         for (size_t p = 0; p < policies->count; p++) {
-            g.cells[(p + 1) * g.columns] = policies->items[p].text;
+            app_grid_set(&t, p + 1, 0, "%s", policies->items[p].text);
             for (size_t c = 0; c < count; c++)
-                set_number(&g, p + 1, c + 1, columns[c], &cells[p]);
+                set_number(&t, p + 1, c + 1, columns[c], &cells[p]);
         }
-        status = grid_print(&g, to);
+        status = end_table(&t, to);
     }
-    grid_close(&g);
+    app_grid_close(&t);
     return status;
 }
 
@@ -73,23 +51,23 @@ static rt_status print_columns(FILE *to, const app_cell *cells, const app_polici
 static rt_status print_tasks(FILE *to, const app_cell *cells, size_t groups,
                              const app_policies *policies)
 {
-    grid g;
-    rt_status status = grid_open(&g, policies->count + 2, groups + 1);
+    app_grid t;
+    rt_status status = app_grid_open(policies->count + 2, groups + 1, &t);
     if (status == RT_OK) {
-        g.cells[0] = "exact";
-        g.cells[g.columns] = "documents";
-        for (size_t t = 0; t < groups; t++) {
-            const app_cell *cell = &cells[t * policies->count];
-            g.cells[t + 1] = cell->task ? cell->task : "all tasks";
-            set_number(&g, 1, t + 1, APP_DOCUMENTS, cell);
+        app_grid_set(&t, 0, 0, "exact");
+        app_grid_set(&t, 1, 0, "documents");
+        for (size_t g = 0; g < groups; g++) {
+            const app_cell *cell = &cells[g * policies->count];
+            app_grid_set(&t, 0, g + 1, "%s", cell->task ? cell->task : "all tasks");
+            set_number(&t, 1, g + 1, APP_DOCUMENTS, cell);
             for (size_t p = 0; p < policies->count; p++)
-                set_number(&g, p + 2, t + 1, APP_EXACT, &cell[p]);
+                set_number(&t, p + 2, g + 1, APP_EXACT, &cell[p]);
         }
         for (size_t p = 0; p < policies->count; p++)
-            g.cells[(p + 2) * g.columns] = policies->items[p].text;
-        status = grid_print(&g, to);
+            app_grid_set(&t, p + 2, 0, "%s", policies->items[p].text);
+        status = end_table(&t, to);
     }
-    grid_close(&g);
+    app_grid_close(&t);
     return status;
 }
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launcher/info_memory.h"
-#include "launcher/report.h"
+#include "launcher/grid.h"
 
 #include "runtime/base/mem.h"
 
 #include <stdio.h>
 
-enum { CELL = 24, RESERVE = KERN_USES, TOTAL, COLUMNS }; // after the columns of kern_use
+enum { RESERVE = KERN_USES, TOTAL, COLUMNS }; // after the columns of kern_use
 
 static const char *const keys[KERN_USES] = {
     [KERN_USE_WEIGHTS] = "weights",
@@ -62,36 +62,29 @@ json_t *app_memory_json(const rt_memory *m, uint64_t kv_memory)
 
 // ---- text ------------------------------------------------------------------------
 
-static size_t column_bytes(const rt_memory *m, int column)
+static size_t column_bytes(const rt_memory *m, size_t column)
 {
     return column == TOTAL ? m->total : column == RESERVE ? m->reserve : m->bytes[column];
 }
 
-static rt_status print_table(const rt_memory *plans, int ranks)
+static rt_status print_table(const rt_memory *plans, size_t ranks)
 {
-    const size_t columns = COLUMNS + 1, rows = (size_t)ranks + 1;
-    char(*text)[CELL] = NULL;
-    const char **cells = NULL;
-    rt_status status;
-    RT_TRY_GOTO(status, RT_ALLOC(text, rows * columns, "table"), done);
-    RT_TRY_GOTO(status, RT_ALLOC(cells, rows * columns, "table"), done);
-    cells[0] = "MB, rank";
-    for (int use = 0; use < KERN_USES; use++)
-        cells[1 + use] = kern_use_name((kern_use)use);
-    cells[1 + RESERVE] = "reserve";
-    cells[1 + TOTAL] = "sum";
-    for (size_t r = 1; r < rows; r++) {
-        char(*row)[CELL] = &text[r * columns];
-        snprintf(row[0], CELL, "%zu", r - 1);
-        for (int i = 0; i < COLUMNS; i++)
-            snprintf(row[1 + i], CELL, "%.1f", (double)column_bytes(&plans[r - 1], i) / 1e6);
-        for (size_t i = 0; i < columns; i++)
-            cells[r * columns + i] = row[i];
+    app_grid t;
+    rt_status status = app_grid_open(ranks + 1, COLUMNS + 1, &t);
+    for (size_t i = 0; i < COLUMNS && status == RT_OK; i++) {
+        const char *sum = i == RESERVE ? "reserve" : "sum";
+        app_grid_set(&t, 0, i + 1, "%s", i < KERN_USES ? kern_use_name((kern_use)i) : sum);
     }
-    status = app_report_table(stdout, cells, rows, columns);
-done:
-    rt_free(cells);
-    rt_free(text);
+    for (size_t r = 0; r < ranks && status == RT_OK; r++) {
+        app_grid_set(&t, r + 1, 0, "%zu", r);
+        for (size_t i = 0; i < COLUMNS; i++)
+            app_grid_set(&t, r + 1, i + 1, "%.1f", (double)column_bytes(&plans[r], i) / 1e6);
+    }
+    if (status == RT_OK) {
+        app_grid_set(&t, 0, 0, "MB, rank");
+        status = app_grid_print(&t, stdout);
+    }
+    app_grid_close(&t);
     return status;
 }
 
@@ -100,7 +93,7 @@ rt_status app_memory_print(const rt_memory *plans, int ranks, kern_kind device, 
 {
     const rt_memory *m = &plans[0];
     const size_t page = page_bytes(m);
-    RT_TRY(print_table(plans, ranks));
+    RT_TRY(print_table(plans, (size_t)ranks));
     if (device == KERN_CUDA)
         printf("The sum leaves out the host's memory; graphs and code of the driver take the "
                "reserve.\n");

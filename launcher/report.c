@@ -2,15 +2,13 @@
 // One list of the statistics (fields) drives the JSON object and the tables, so that
 // the two cannot drift apart.
 #include "launcher/report.h"
-
-#include "runtime/base/mem.h"
-#include "runtime/base/str.h"
+#include "launcher/grid.h"
 
 #include <errno.h>
 #include <math.h>
 #include <string.h>
 
-enum { CELL = 32, DIGITS = 9 };
+enum { DIGITS = 9 };
 
 typedef enum field_kind { FIELD_INT, FIELD_COUNT, FIELD_REAL } field_kind;
 
@@ -145,45 +143,14 @@ rt_status app_report_write_lines(json_t *const *values, size_t count, const char
     return written && closed ? RT_OK : write_failed(path);
 }
 
-rt_status app_report_table(FILE *to, const char *const *cells, size_t rows, size_t columns)
-{
-    RT_CHECK_ARG(columns > 0);
-    size_t *width;
-    RT_TRY(RT_ALLOC(width, columns, "table"));
-    for (size_t i = 0; i < rows * columns; i++) {
-        const size_t len = cells[i] ? strlen(cells[i]) : 0;
-        if (len > width[i % columns])
-            width[i % columns] = len;
-    }
-    for (size_t i = 0; i < rows * columns; i++) {
-        const size_t column = i % columns;
-        const char *cell = cells[i] ? cells[i] : "";
-        if (column == 0)
-            fprintf(to, "%-*s", (int)width[0], cell);
-        else
-            fprintf(to, "  %*s", (int)width[column], cell);
-        if (column + 1 == columns)
-            fputc('\n', to);
-    }
-    rt_free(width);
-    return ferror(to) ? RT_FAIL(RT_ERR_IO, "table: cannot write") : RT_OK;
-}
-
-static void format_cell(const field *f, const json_t *result, char *out)
+static void set_cell(app_grid *t, size_t row, size_t column, const field *f, const json_t *result)
 {
     const json_t *value = json_object_get(json_object_get(result, "stats"), f->key);
     if (json_is_number(value))
-        snprintf(out, CELL, "%.*f", f->decimals, json_number_value(value) / f->unit);
+        app_grid_set(t, row, column, "%.*f", f->decimals, json_number_value(value) / f->unit);
     else
-        snprintf(out, CELL, "-");
+        app_grid_set(t, row, column, "-");
 }
-
-// Rows of a comparison: heading, the fields that have a label, the answer.
-typedef struct grid {
-    char (*text)[CELL]; // of one column's cell after the other
-    const char **cells;
-    size_t rows, columns;
-} grid;
 
 // The first result of the prompt that result `index` is of; runs of a single prompt
 // do not say which it was.
@@ -200,44 +167,40 @@ static size_t first_of_prompt(json_t *const *results, size_t index)
     return index;
 }
 
-static void fill_column(grid *g, size_t column, json_t *const *results, const char *title)
+// Heading, the fields that have a label, whether the answer is that of the first result.
+static void fill_column(app_grid *t, size_t column, json_t *const *results, const char *title)
 {
     const json_t *result = results[column - 1];
     size_t row = 0;
-    g->cells[column] = title;
+    app_grid_set(t, row++, column, "%s", title);
     for (size_t i = 0; i < FIELDS; i++) {
         if (!fields[i].label)
             continue;
-        row++;
-        char *text = g->text[row * g->columns + column];
-        format_cell(&fields[i], result, text);
-        g->cells[row * g->columns] = fields[i].label;
-        g->cells[row * g->columns + column] = text;
+        app_grid_set(t, row, 0, "%s", fields[i].label);
+        set_cell(t, row++, column, &fields[i], result);
     }
-    row++;
-    g->cells[row * g->columns] = "same answer";
+    if (row == t->rows) // a single result has nothing to be compared with
+        return;
     const size_t first = first_of_prompt(results, column - 1);
     const bool same =
         json_equal(json_object_get(results[first], "text"), json_object_get(result, "text"));
-    g->cells[row * g->columns + column] = first == column - 1 ? "" : same ? "yes" : "no";
-    g->rows = row + 1;
+    app_grid_set(t, row, 0, "same answer");
+    if (first != column - 1)
+        app_grid_set(t, row, column, same ? "yes" : "no");
 }
 
 rt_status app_report_compare(FILE *to, json_t *const *results, const char *const *titles,
                              size_t count)
 {
-    grid g = {.columns = count + 1};
-    const size_t cells = (FIELDS + 2) * g.columns;
-    rt_status status;
-    RT_TRY_GOTO(status, RT_ALLOC(g.text, cells, "table"), done);
-    RT_TRY_GOTO(status, RT_ALLOC(g.cells, cells, "table"), free_text);
-    for (size_t column = 1; column < g.columns; column++)
-        fill_column(&g, column, results, titles[column - 1]);
-    // A single result has nothing to be compared with.
-    status = app_report_table(to, g.cells, count > 1 ? g.rows : g.rows - 1, g.columns);
-    rt_free(g.cells);
-free_text:
-    rt_free(g.text);
-done:
+    size_t rows = count > 1 ? 2 : 1;
+    for (size_t i = 0; i < FIELDS; i++)
+        rows += fields[i].label != NULL;
+    app_grid t;
+    rt_status status = app_grid_open(rows, count + 1, &t);
+    for (size_t column = 1; column <= count && status == RT_OK; column++)
+        fill_column(&t, column, results, titles[column - 1]);
+    if (status == RT_OK)
+        status = app_grid_print(&t, to);
+    app_grid_close(&t);
     return status;
 }

@@ -20,10 +20,6 @@ rt_status app_report_write(const json_t *value, const char *path);
 // The same for several values, one a line (JSON Lines).
 rt_status app_report_write_lines(json_t *const *values, size_t count, const char *path);
 
-// A table of rows x columns cells, in row order. The first column is aligned left,
-// the others right; NULL is an empty cell.
-rt_status app_report_table(FILE *to, const char *const *cells, size_t rows, size_t columns);
-
 // The statistics side by side: results[i] is an object of app_report_result, titles[i]
 // its heading. An answer is compared with the first one to the same prompt.
 rt_status app_report_compare(FILE *to, json_t *const *results, const char *const *titles,
