@@ -10,6 +10,7 @@
 #define KERNELS_KERN_INT_H
 
 #include "kernels/kern.h"
+#include "kernels/kern_map.h"
 #include "runtime/base/pool.h"
 
 #include <stdint.h>
@@ -39,37 +40,6 @@ struct kern_timer {
     int marks;
     void *state; // the backend's
 };
-
-// Every operation: X(name, argument struct). kern.h has kern_NAME for each.
-#define KERN_OPS_MAP(X)                                                                            \
-    X(fill_normal, kern_fill_normal_args)                                                          \
-    X(xor_words, kern_xor_words_args)                                                              \
-    X(embed, kern_embed_args)                                                                      \
-    X(linear, kern_linear_args)                                                                    \
-    X(rmsnorm, kern_rmsnorm_args)                                                                  \
-    X(qk_rope, kern_qk_rope_args)                                                                  \
-    X(swiglu, kern_swiglu_args)                                                                    \
-    X(gather_rows, kern_gather_rows_args)                                                          \
-    X(kv_write, kern_kv_write_args)                                                                \
-    X(locality, kern_locality_args)                                                                \
-    X(active, kern_active_args)                                                                    \
-    X(page_score, kern_page_score_args)                                                            \
-    X(page_select, kern_page_select_args)                                                          \
-    X(page_plan, kern_page_plan_args)                                                              \
-    X(page_mass, kern_page_mass_args)                                                              \
-    X(key_score, kern_key_score_args)                                                              \
-    X(key_peaks, kern_key_peaks_args)                                                              \
-    X(mass_select, kern_mass_select_args)                                                          \
-    X(plan_count, kern_plan_count_args)                                                            \
-    X(plan_checksum, kern_plan_checksum_args)                                                      \
-    X(attn, kern_attn_args)                                                                        \
-    X(vocab_norm, kern_vocab_norm_args)                                                            \
-    X(vocab_hist, kern_vocab_filter_args)                                                          \
-    X(vocab_narrow, kern_vocab_filter_args)                                                        \
-    X(vocab_pick, kern_vocab_pick_args)                                                            \
-    X(vocab_norm_merge, kern_vocab_norm_merge_args)                                                \
-    X(vocab_choose, kern_vocab_choose_args)                                                        \
-    X(unmask, kern_unmask_args)
 
 typedef struct kern_ops {
     // Device and buffers. `alloc` gives zeroed memory; `write`, `read`, `copy` and

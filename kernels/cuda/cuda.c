@@ -357,7 +357,7 @@ static rt_status check_page_plan(const kern_page_plan_args *args)
         const int error = kern_cuda_launch_##name(&kern_cuda_of(dev)->ctx, a);                     \
         return kern_cuda_status(dev, error, "kern_" #name);                                        \
     }
-KERN_CUDA_LAUNCH_MAP(CUDA_OP)
+KERN_KERNELS_MAP(CUDA_OP)
 #undef CUDA_OP
 
 static const kern_ops cuda_ops = {.close = cuda_close,
@@ -383,7 +383,7 @@ static const kern_ops cuda_ops = {.close = cuda_close,
                                   .timer_read = kern_cuda_timer_read,
                                   .linear = kern_cuda_linear,
 #define CUDA_ENTRY(name, args) .name = cuda_##name,
-                                  KERN_CUDA_LAUNCH_MAP(CUDA_ENTRY)
+                                  KERN_KERNELS_MAP(CUDA_ENTRY)
 #undef CUDA_ENTRY
 };
 

@@ -11,6 +11,7 @@
 #define KERNELS_CUDA_LAUNCH_H
 
 #include "kernels/kern.h"
+#include "kernels/kern_map.h"
 
 #include <stdint.h>
 
@@ -49,43 +50,13 @@ typedef struct kern_cuda_peers {
     int *aborted, *failed;          // in host memory
 } kern_cuda_peers;
 
-// Every operation but linear, which is cuBLAS: X(name, argument struct).
-#define KERN_CUDA_LAUNCH_MAP(X)                                                                    \
-    X(fill_normal, kern_fill_normal_args)                                                          \
-    X(xor_words, kern_xor_words_args)                                                              \
-    X(embed, kern_embed_args)                                                                      \
-    X(rmsnorm, kern_rmsnorm_args)                                                                  \
-    X(qk_rope, kern_qk_rope_args)                                                                  \
-    X(swiglu, kern_swiglu_args)                                                                    \
-    X(gather_rows, kern_gather_rows_args)                                                          \
-    X(kv_write, kern_kv_write_args)                                                                \
-    X(locality, kern_locality_args)                                                                \
-    X(active, kern_active_args)                                                                    \
-    X(page_score, kern_page_score_args)                                                            \
-    X(page_select, kern_page_select_args)                                                          \
-    X(page_plan, kern_page_plan_args)                                                              \
-    X(page_mass, kern_page_mass_args)                                                              \
-    X(key_score, kern_key_score_args)                                                              \
-    X(key_peaks, kern_key_peaks_args)                                                              \
-    X(mass_select, kern_mass_select_args)                                                          \
-    X(plan_count, kern_plan_count_args)                                                            \
-    X(plan_checksum, kern_plan_checksum_args)                                                      \
-    X(attn, kern_attn_args)                                                                        \
-    X(vocab_norm, kern_vocab_norm_args)                                                            \
-    X(vocab_hist, kern_vocab_filter_args)                                                          \
-    X(vocab_narrow, kern_vocab_filter_args)                                                        \
-    X(vocab_pick, kern_vocab_pick_args)                                                            \
-    X(vocab_norm_merge, kern_vocab_norm_merge_args)                                                \
-    X(vocab_choose, kern_vocab_choose_args)                                                        \
-    X(unmask, kern_unmask_args)
-
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 #define KERN_CUDA_LAUNCHER(name, args)                                                             \
     int kern_cuda_launch_##name(const kern_cuda_ctx *ctx, const args *a);
-KERN_CUDA_LAUNCH_MAP(KERN_CUDA_LAUNCHER)
+KERN_KERNELS_MAP(KERN_CUDA_LAUNCHER)
 #undef KERN_CUDA_LAUNCHER
 
 // Finds what the code that this card runs was compiled for: overlap and wgmma of the
