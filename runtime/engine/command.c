@@ -196,28 +196,35 @@ static bool block_is_done(const rt_slot *slot, int block)
     return true;
 }
 
-// Segments of a running request in the next forward. A finished block is committed
-// with the next block's first step: as one segment where both read everything, as two
-// where each follows a plan of its own. A shifted model's next block begins with a
-// token that the commit decides, so there the commit needs a forward of its own.
+// A finished block is committed with the next block's first step: as one segment where both
+// read everything, as two where each follows a plan of its own. A shifted model's next block
+// begins with a token that the commit decides, so there the commit needs a forward of its own.
+static void add_commit(const rt_engine *e, rt_command *c, const rt_session *s, int start)
+{
+    const int block = e->config.block_length;
+    const bool merged = !e->options.separate_commit && !e->config.shifted;
+    if (merged && !losa_reading_of(&e->options.attention, KERN_SEG_FIRST).sparse) {
+        add_segment(c, s, KERN_SEG_FIRST, start, 2 * block);
+        return;
+    }
+    add_segment(c, s, KERN_SEG_COMMIT, start, block);
+    if (merged)
+        add_segment(c, s, KERN_SEG_FIRST, start + block, block);
+}
+
+// Segments of a running request in the next forward.
 static void add_block(const rt_engine *e, rt_command *c, const rt_session *s)
 {
     const rt_slot *slot = &e->slots[s->slot];
     const int block = e->config.block_length, start = slot->block_start;
-    const bool merged = !e->options.separate_commit && !e->config.shifted;
-    const bool sparse = losa_reading_of(&e->options.attention, KERN_SEG_FIRST).sparse;
     if (slot->block_step == 0)
         add_segment(c, s, KERN_SEG_OPEN, start, block);
     else if (!block_is_done(slot, block))
         add_segment(c, s, step_kind(e, slot), start, block);
     else if (slot->committed > start)
         add_segment(c, s, KERN_SEG_FIRST, slot->committed, block);
-    else if (merged && !sparse)
-        add_segment(c, s, KERN_SEG_FIRST, start, 2 * block);
     else
-        add_segment(c, s, KERN_SEG_COMMIT, start, block);
-    if (slot->committed == start && block_is_done(slot, block) && merged && sparse)
-        add_segment(c, s, KERN_SEG_FIRST, start + block, block);
+        add_commit(e, c, s, start);
 }
 
 // A request that was admitted by this very command has no slot state yet: its first
