@@ -3,10 +3,10 @@
 //
 // Stop ids: generation_config.json's eos_token_id, else config.json's (in SDAR the
 // latter names <|endoftext|> only, while chat turns end with <|im_end|>), else the
-// architecture's. One outside the vocabulary is none. Sampling as in transformers: without do_sample the choice is
-// greedy whatever else is said, and that is not looked at; with it, temperature and
-// top_p default to 1. A missing top_k means no limit here (transformers itself would
-// say 50), and so does one below 1.
+// architecture's. One outside the vocabulary is none. Sampling as in transformers: without
+// do_sample the choice is greedy whatever else is said, and that is not looked at; with it,
+// temperature and top_p default to 1. A missing top_k means no limit here (transformers
+// itself would say 50), and so does one below 1.
 #include "runtime/io/config_int.h"
 
 #include <limits.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Byte-level BPE from a Hugging Face tokenizer.json, with the same ids as HF's
 // `tokenizers`: NFC normaliser, Split by a regex (PCRE2) or GPT-2's, ByteLevel,
-// added tokens, `ignore_merges`; a byte without a token is left out. What is not understood is refused by name. A
-// tokenizer is const once open: threads may share it.
+// added tokens, `ignore_merges`; a byte without a token is left out. What is not understood
+// is refused by name. A tokenizer is const once open: threads may share it.
 #ifndef RUNTIME_TEXT_TOKENIZER_H
 #define RUNTIME_TEXT_TOKENIZER_H
 
