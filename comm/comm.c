@@ -41,16 +41,21 @@ rt_status comm_new(double deadline, comm **out)
     c->one_host = true;
     c->deadline = deadline;
     c->chunk_max = CHUNK_BYTES;
-    c->limit = deadline;
     c->operation = "open";
     *out = c;
     return RT_OK;
 }
 
-rt_status comm_timeout(const comm *c)
+rt_status comm_timeout(const comm *c, double limit)
 {
     return RT_FAIL(RT_ERR_TIMEOUT, "rank %d: %s number %llu: no answer within %g s", c->rank,
-                   c->operation, (unsigned long long)c->number, c->limit);
+                   c->operation, (unsigned long long)c->number, limit);
+}
+
+// Of operations in which a live rank may take its time.
+static double patience(const comm *c)
+{
+    return c->watched ? INFINITY : c->deadline;
 }
 
 // The process is about to go. What the main thread would still find out and say, such as
@@ -72,28 +77,23 @@ rt_status comm_check_whole(const comm *c)
                    (unsigned long long)c->number);
 }
 
+void comm_enter(comm *c, const char *operation)
+{
+    c->operation = operation;
+    c->number++;
+    if (c->parent) { // what the heart says of this rank
+        c->parent->operation = operation;
+        c->parent->number = (uint64_t)c->number;
+    }
+}
+
 static rt_status begin(comm *c, const char *operation)
 {
     stay_if_ended(c);
     if (c->broken != RT_OK)
         return RT_FAIL(c->broken, "%s", c->cause);
-    c->operation = operation;
-    c->number++;
-    c->limit = c->deadline;
-    if (c->parent) { // what the heart says of this rank
-        c->parent->operation = operation;
-        c->parent->number = (uint64_t)c->number;
-    }
+    comm_enter(c, operation);
     return comm_check_whole(c);
-}
-
-// For operations in which a live rank may take its time.
-static rt_status begin_patiently(comm *c, const char *operation)
-{
-    RT_TRY(begin(c, operation));
-    if (c->watched)
-        c->limit = INFINITY;
-    return RT_OK;
 }
 
 // A rank that failed is out of step with the others whatever the cause: there is
@@ -118,8 +118,8 @@ static rt_status wait_idle(comm *c, kern_dev *dev)
         if (c->ops.data->check)
             RT_TRY(c->ops.data->check(c));
         RT_TRY(comm_check_whole(c));
-        if (rt_clock_now() - start > c->limit)
-            return comm_timeout(c);
+        if (rt_clock_now() - start > c->deadline)
+            return comm_timeout(c, c->deadline);
         sched_yield();
     }
 }
@@ -133,10 +133,10 @@ static void count_call(comm *c, comm_class class, size_t bytes)
 
 static rt_status ctl_bcast(comm *c, const char *operation, int root, void *bytes, size_t n)
 {
-    RT_TRY(begin_patiently(c, operation));
+    RT_TRY(begin(c, operation));
     if (n == 0)
         return RT_OK;
-    return finish(c, c->ops.ctl->bcast(c, root, bytes, n));
+    return finish(c, c->ops.ctl->bcast(c, root, bytes, n, patience(c)));
 }
 
 // What follows the first piece of a variable broadcast; `in` gets the whole.
@@ -225,6 +225,7 @@ rt_status comm_attach(comm *c, kern_dev *dev)
         c->host_data = NULL;
         return status;
     }
+    comm_enter(c, "first collectives");
     return finish(c, warm_up(c, dev));
 }
 
@@ -232,6 +233,7 @@ void comm_detach(comm *c)
 {
     if (!c->host_data)
         return;
+    comm_enter(c, "end of the data plane");
     if (c->ops.data->close && c->ops.data != c->host_data)
         c->ops.data->close(c);
     c->ops.data = c->host_data;
@@ -245,9 +247,7 @@ void comm_close(comm *c)
         return;
     stay_if_ended(c);
     comm_detach(c);
-    c->operation = "close";
-    c->number++;
-    c->limit = c->deadline;
+    comm_enter(c, "close");
     if (c->ops.data->close)
         c->ops.data->close(c);
     if (c->ops.ctl->close)
@@ -399,7 +399,7 @@ rt_status comm_ctl_allgather(comm *c, const void *src, size_t n, void *dst)
     RT_TRY(begin(c, "gather"));
     if (n == 0)
         return RT_OK;
-    return finish(c, c->ops.ctl->allgather(c, src, n, dst));
+    return finish(c, c->ops.ctl->allgather(c, src, n, dst, c->deadline));
 }
 
 rt_status comm_ctl_barrier(comm *c)
@@ -421,9 +421,9 @@ rt_status comm_agree(comm *c, rt_status mine)
     if (RT_ALLOC(all, (size_t)c->ranks, "statuses of all ranks") != RT_OK)
         return finish(c, RT_ERR_NOMEM);
     int32_t own = mine;
-    rt_status status = begin_patiently(c, "agreement");
+    rt_status status = begin(c, "agreement");
     if (status == RT_OK)
-        status = finish(c, c->ops.ctl->allgather(c, &own, sizeof own, all));
+        status = finish(c, c->ops.ctl->allgather(c, &own, sizeof own, all, patience(c)));
     int root = 0;
     while (status == RT_OK && root < c->ranks && all[root] == RT_OK)
         root++;

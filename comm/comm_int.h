@@ -25,8 +25,10 @@ typedef struct comm_data_ops {
 } comm_data_ops;
 
 typedef struct comm_ctl_ops {
-    rt_status (*bcast)(comm *c, int root, void *bytes, size_t n);
-    rt_status (*allgather)(comm *c, const void *src, size_t n, void *dst);
+    // `limit`: seconds of a wait; INFINITY: as long as the others live. All other waits, of the
+    // data plane too, have the deadline.
+    rt_status (*bcast)(comm *c, int root, void *bytes, size_t n, double limit);
+    rt_status (*allgather)(comm *c, const void *src, size_t n, void *dst, double limit);
     rt_status (*barrier)(comm *c);
     // To and from other ranks; NULL: there is no mail between ranks.
     rt_status (*post)(comm *c, int to, const void *bytes, size_t n);
@@ -57,10 +59,10 @@ struct comm {
     size_t chunk_max; // most bytes handed to the transport in one piece
     comm_counter counters[COMM_CLASSES];
 
-    // The collective that runs or ran last. Atomic: the heart names it too.
+    // The collective that runs or ran last, of a world also its group's. Atomic: the heart names
+    // it too.
     _Atomic(const char *) operation;
-    _Atomic uint64_t number; // counts from 1, the same on every rank
-    double limit;            // seconds it may wait; INFINITY: as long as the others live
+    _Atomic uint64_t number; // counts from 1: of a world until it is split, the same on every rank
 
     _Atomic(comm_signal_fn *) caught; // see comm_watch_signal
     _Atomic double signal_seconds;
@@ -88,8 +90,10 @@ rt_status comm_new(double deadline, comm **out);
 // Whether the communicator is still whole; a wait asks again and again. Rank 0, which has
 // other things to do, gets an error when it is not; other ranks rest here until the job ends.
 rt_status comm_check_whole(const comm *c);
-// Message and code of a wait that reached the limit of the current operation.
-rt_status comm_timeout(const comm *c);
+// Message and code of a wait, in the current operation, that reached its limit.
+rt_status comm_timeout(const comm *c, double limit);
+// Names what this rank does from now on: a call, or a part of one that is made of several.
+void comm_enter(comm *c, const char *operation);
 
 void comm_drop_letters(comm *c);
 

@@ -49,7 +49,7 @@ static rt_status check(const comm *c, int code, const char *call)
                    (unsigned long long)c->number, call, len, text);
 }
 
-static rt_status wait(const comm *c, MPI_Request *request)
+static rt_status wait(const comm *c, MPI_Request *request, double limit)
 {
     double start = rt_clock_now();
     for (;;) {
@@ -59,8 +59,8 @@ static rt_status wait(const comm *c, MPI_Request *request)
             return RT_OK;
         RT_TRY(comm_check_whole(c));
         double waited = rt_clock_now() - start;
-        if (waited > c->limit)
-            return comm_timeout(c);
+        if (waited > limit)
+            return comm_timeout(c, limit);
         if (waited > YIELD_SECONDS)
             rt_clock_sleep(NAP_SECONDS);
         else if (waited > SPIN_SECONDS)
@@ -70,7 +70,8 @@ static rt_status wait(const comm *c, MPI_Request *request)
 
 // dst [ranks, n] in pieces of at most chunk_max bytes per rank. A piece is one
 // element of a type whose extent is a whole row of dst.
-static rt_status gather_pieces(const comm *c, MPI_Comm world, const char *src, size_t n, char *dst)
+static rt_status gather_pieces(const comm *c, MPI_Comm world, const char *src, size_t n, char *dst,
+                               double limit)
 {
     for (size_t first = 0; first < n; first += c->chunk_max) {
         int piece = (int)(n - first < c->chunk_max ? n - first : c->chunk_max);
@@ -83,21 +84,22 @@ static rt_status gather_pieces(const comm *c, MPI_Comm world, const char *src, s
         RT_TRY(check(
             c, MPI_Iallgather(src + first, piece, MPI_BYTE, dst + first, 1, row, world, &request),
             "MPI_Iallgather"));
-        RT_TRY(wait(c, &request));
+        RT_TRY(wait(c, &request, limit));
         MPI_Type_free(&row);
         MPI_Type_free(&bytes);
     }
     return RT_OK;
 }
 
-static rt_status gather(const comm *c, MPI_Comm world, const void *src, size_t n, void *dst)
+static rt_status gather(const comm *c, MPI_Comm world, const void *src, size_t n, void *dst,
+                        double limit)
 {
     if (n > c->chunk_max)
-        return gather_pieces(c, world, src, n, dst);
+        return gather_pieces(c, world, src, n, dst, limit);
     MPI_Request request;
     RT_TRY(check(c, MPI_Iallgather(src, (int)n, MPI_BYTE, dst, (int)n, MPI_BYTE, world, &request),
                  "MPI_Iallgather"));
-    return wait(c, &request);
+    return wait(c, &request, limit);
 }
 
 static rt_status data_allreduce(comm *c, kern_buf *buf, size_t count, comm_op op)
@@ -115,7 +117,7 @@ static rt_status data_allreduce(comm *c, kern_buf *buf, size_t count, comm_op op
             c,
             MPI_Iallreduce(MPI_IN_PLACE, data + first * size, (int)n, type, how, s->data, &request),
             "MPI_Iallreduce"));
-        RT_TRY(wait(c, &request));
+        RT_TRY(wait(c, &request, c->deadline));
     }
     return RT_OK;
 }
@@ -124,10 +126,10 @@ static rt_status data_allgather(comm *c, const kern_buf *src, size_t count, kern
 {
     const mpi_state *s = c->data_state;
     size_t n = count * kern_dtype_size(kern_buf_dtype(src));
-    return gather(c, s->data, kern_buf_ptr(src), n, kern_buf_ptr(dst));
+    return gather(c, s->data, kern_buf_ptr(src), n, kern_buf_ptr(dst), c->deadline);
 }
 
-static rt_status ctl_bcast(comm *c, int root, void *bytes, size_t n)
+static rt_status ctl_bcast(comm *c, int root, void *bytes, size_t n, double limit)
 {
     const mpi_state *s = c->ctl_state;
     char *data = bytes;
@@ -136,15 +138,15 @@ static rt_status ctl_bcast(comm *c, int root, void *bytes, size_t n)
         MPI_Request request;
         RT_TRY(check(c, MPI_Ibcast(data + first, piece, MPI_BYTE, root, s->ctl, &request),
                      "MPI_Ibcast"));
-        RT_TRY(wait(c, &request));
+        RT_TRY(wait(c, &request, limit));
     }
     return RT_OK;
 }
 
-static rt_status ctl_allgather(comm *c, const void *src, size_t n, void *dst)
+static rt_status ctl_allgather(comm *c, const void *src, size_t n, void *dst, double limit)
 {
     const mpi_state *s = c->ctl_state;
-    return gather(c, s->ctl, src, n, dst);
+    return gather(c, s->ctl, src, n, dst, limit);
 }
 
 static rt_status ctl_barrier(comm *c)
@@ -152,7 +154,7 @@ static rt_status ctl_barrier(comm *c)
     const mpi_state *s = c->ctl_state;
     MPI_Request request;
     RT_TRY(check(c, MPI_Ibarrier(s->ctl, &request), "MPI_Ibarrier"));
-    return wait(c, &request);
+    return wait(c, &request, c->deadline);
 }
 
 static rt_status ctl_post(comm *c, int to, const void *bytes, size_t n)
@@ -324,7 +326,7 @@ static rt_status duplicate(const comm *c, MPI_Comm *out)
 {
     MPI_Request request;
     RT_TRY(check(c, MPI_Comm_idup(MPI_COMM_WORLD, out, &request), "MPI_Comm_idup"));
-    RT_TRY(wait(c, &request));
+    RT_TRY(wait(c, &request, c->deadline));
     return check(c, MPI_Comm_set_errhandler(*out, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
 }
 
@@ -372,7 +374,6 @@ rt_status comm_mpi_open(comm *c)
     if (status == RT_OK) {
         if (c->deadline == 0)
             c->deadline = threads < MPI_THREAD_MULTIPLE ? COMM_DEADLINE_UNWATCHED : COMM_DEADLINE;
-        c->limit = c->deadline;
         status = open_state(c, threads);
     }
     comm_guard_stop(guard);

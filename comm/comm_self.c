@@ -20,18 +20,20 @@ static rt_status data_allgather(comm *c, const kern_buf *src, size_t count, kern
     return kern_copy(dst, 0, src, 0, count);
 }
 
-static rt_status ctl_bcast(comm *c, int root, void *bytes, size_t n)
+static rt_status ctl_bcast(comm *c, int root, void *bytes, size_t n, double limit)
 {
     (void)c;
+    (void)limit;
     (void)root;
     (void)bytes;
     (void)n;
     return RT_OK;
 }
 
-static rt_status ctl_allgather(comm *c, const void *src, size_t n, void *dst)
+static rt_status ctl_allgather(comm *c, const void *src, size_t n, void *dst, double limit)
 {
     (void)c;
+    (void)limit;
     memmove(dst, src, n);
     return RT_OK;
 }

@@ -65,15 +65,16 @@ static bool arrive(group *g)
     return true;
 }
 
-static rt_status wait_for_all(const comm *c, group *g, const struct timespec *end)
+static rt_status wait_for_all(const comm *c, group *g, double limit)
 {
+    const struct timespec end = comm_moment(limit);
     const uint64_t meeting = g->meeting;
     if (arrive(g))
         return RT_OK;
     while (g->meeting == meeting && !g->broken)
-        if (pthread_cond_timedwait(&g->changed, &g->mutex, end) == ETIMEDOUT &&
+        if (pthread_cond_timedwait(&g->changed, &g->mutex, &end) == ETIMEDOUT &&
             g->meeting == meeting && !g->broken) {
-            const rt_status status = comm_timeout(c);
+            const rt_status status = comm_timeout(c, limit);
             break_group(g, rt_last_error());
             return status;
         }
@@ -81,13 +82,12 @@ static rt_status wait_for_all(const comm *c, group *g, const struct timespec *en
 }
 
 // First meeting: this rank's bytes are there to be read.
-static rt_status meet(comm *c, void *bytes, size_t n)
+static rt_status meet(comm *c, void *bytes, size_t n, double limit)
 {
     group *g = c->ctl_state;
-    const struct timespec end = comm_moment(c->limit);
     pthread_mutex_lock(&g->mutex);
     g->posts[c->rank] = (post){bytes, n};
-    rt_status status = g->broken ? broken_by_other(c, g) : wait_for_all(c, g, &end);
+    rt_status status = g->broken ? broken_by_other(c, g) : wait_for_all(c, g, limit);
     pthread_mutex_unlock(&g->mutex);
     return status;
 }
@@ -149,7 +149,7 @@ static rt_status data_allreduce(comm *c, kern_buf *buf, size_t count, comm_op op
 {
     const kern_dtype dtype = kern_buf_dtype(buf);
     const size_t n = count * kern_dtype_size(dtype);
-    RT_TRY(meet(c, kern_buf_ptr(buf), n));
+    RT_TRY(meet(c, kern_buf_ptr(buf), n, c->deadline));
     const rt_status status = check_sizes(c, n);
     if (status == RT_OK) {
         const size_t rank = (size_t)c->rank, ranks = (size_t)c->ranks;
@@ -165,11 +165,11 @@ static rt_status data_allreduce(comm *c, kern_buf *buf, size_t count, comm_op op
     return status;
 }
 
-static rt_status gather(comm *c, const void *src, size_t n, void *dst)
+static rt_status gather(comm *c, const void *src, size_t n, void *dst, double limit)
 {
     const group *g = c->ctl_state;
     char *to = dst;
-    RT_TRY(meet(c, (void *)src, n));
+    RT_TRY(meet(c, (void *)src, n, limit));
     const rt_status status = check_sizes(c, n);
     for (size_t r = 0; status == RT_OK && r < (size_t)c->ranks; r++)
         memmove(to + r * n, g->posts[r].bytes, n);
@@ -180,13 +180,13 @@ static rt_status gather(comm *c, const void *src, size_t n, void *dst)
 static rt_status data_allgather(comm *c, const kern_buf *src, size_t count, kern_buf *dst)
 {
     const size_t n = count * kern_dtype_size(kern_buf_dtype(src));
-    return gather(c, kern_buf_ptr(src), n, kern_buf_ptr(dst));
+    return gather(c, kern_buf_ptr(src), n, kern_buf_ptr(dst), c->deadline);
 }
 
-static rt_status ctl_bcast(comm *c, int root, void *bytes, size_t n)
+static rt_status ctl_bcast(comm *c, int root, void *bytes, size_t n, double limit)
 {
     const group *g = c->ctl_state;
-    RT_TRY(meet(c, bytes, n));
+    RT_TRY(meet(c, bytes, n, limit));
     const rt_status status = check_sizes(c, n);
     if (status == RT_OK && c->rank != root)
         memcpy(bytes, g->posts[root].bytes, n);
@@ -196,7 +196,7 @@ static rt_status ctl_bcast(comm *c, int root, void *bytes, size_t n)
 
 static rt_status ctl_barrier(comm *c)
 {
-    RT_TRY(meet(c, NULL, 0));
+    RT_TRY(meet(c, NULL, 0, c->deadline));
     part(c);
     return RT_OK;
 }

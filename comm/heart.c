@@ -396,7 +396,7 @@ static rt_status find_processes(comm_heart *h)
     const identity me = own_identity();
     identity *all;
     RT_TRY(RT_ALLOC(all, (size_t)h->c->ranks, "processes of all ranks"));
-    const rt_status status = h->c->ops.ctl->allgather(h->c, &me, sizeof me, all);
+    const rt_status status = h->c->ops.ctl->allgather(h->c, &me, sizeof me, all, h->c->deadline);
     for (int i = 0; status == RT_OK && i < h->count; i++) {
         const identity *other = &all[h->peers[i].rank];
         if (me.numbering && other->numbering == me.numbering && strcmp(other->host, me.host) == 0)

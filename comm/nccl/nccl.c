@@ -44,8 +44,9 @@ static rt_status settle(const comm *c, const nccl_state *s, const char *call)
         RT_TRY(check(c, s, ncclCommGetAsyncError(s->comm, &result), "ncclCommGetAsyncError"));
         if (result != ncclInProgress)
             return check(c, s, result, call);
-        if (rt_clock_now() - start > c->limit)
-            return comm_timeout(c);
+        RT_TRY(comm_check_whole(c));
+        if (rt_clock_now() - start > c->deadline)
+            return comm_timeout(c, c->deadline);
         sched_yield();
     }
 }
@@ -90,7 +91,7 @@ static rt_status data_check(comm *c)
 {
     const nccl_state *s = c->data_state;
     if (s->peers && kern_peers_failed(s->peers))
-        return comm_timeout(c);
+        return comm_timeout(c, c->deadline);
     ncclResult_t result = ncclSuccess;
     RT_TRY(check(c, s, ncclCommGetAsyncError(s->comm, &result), "ncclCommGetAsyncError"));
     return check(c, s, result, "NCCL");
@@ -177,6 +178,7 @@ rt_status comm_nccl_open(comm *c, kern_dev *dev)
     ncclUniqueId id;
     rt_status status;
     RT_TRY_GOTO(status, share_id(c, s, &id), free_state);
+    comm_enter(c, "start of NCCL");
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     status = check(c, s, ncclCommInitRankConfig(&s->comm, c->ranks, id, c->rank, &config),

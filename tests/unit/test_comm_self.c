@@ -5,6 +5,7 @@
 #include "comm/comm_int.h"
 #include "runtime/base/mem.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -110,21 +111,32 @@ static rt_status silent_reduce(comm *c, kern_buf *buf, size_t count, comm_op op)
     (void)buf;
     (void)count;
     (void)op;
-    return comm_timeout(c);
+    return comm_timeout(c, c->deadline);
 }
 
-static rt_status ctl_bcast(comm *c, int root, void *bytes, size_t n)
+static double ctl_limit; // of the last one
+
+static rt_status ctl_bcast(comm *c, int root, void *bytes, size_t n, double limit)
 {
     (void)c;
     (void)root;
     (void)bytes;
     (void)n;
     ctl_calls++;
+    ctl_limit = limit;
+    return RT_OK;
+}
+
+static rt_status ctl_allgather(comm *c, const void *src, size_t n, void *dst, double limit)
+{
+    memset(dst, 0, n * (size_t)c->ranks);
+    (void)src;
+    ctl_limit = limit;
     return RT_OK;
 }
 
 static const comm_data_ops silent_data = {.allreduce = silent_reduce};
-static const comm_ctl_ops counting_ctl = {.bcast = ctl_bcast};
+static const comm_ctl_ops counting_ctl = {.bcast = ctl_bcast, .allgather = ctl_allgather};
 
 static void test_broken_for_good(void **state)
 {
@@ -162,6 +174,50 @@ static void test_broken_for_good(void **state)
     kern_buf_free(buf);
 }
 
+// Only where a live rank may take its time, and only where a heart tells it from a dead one.
+static void test_patience(void **state)
+{
+    (void)state;
+    comm *c = NULL;
+    char byte = 0;
+    assert_int_equal(comm_open_self(&c), RT_OK);
+    c->ops.ctl = &counting_ctl;
+    c->deadline = 2.5;
+    for (int watched = 0; watched < 2; watched++) {
+        const double patient = watched ? INFINITY : 2.5;
+        c->watched = watched;
+        assert_int_equal(comm_ctl_bcast(c, 0, &byte, 1), RT_OK);
+        assert_true(ctl_limit == patient);
+        assert_int_equal(comm_ctl_allgather(c, &byte, 1, &byte), RT_OK);
+        assert_true(ctl_limit == 2.5);
+        assert_int_equal(comm_agree(c, RT_OK), RT_OK);
+        assert_true(ctl_limit == patient);
+    }
+    comm_close(c);
+}
+
+static const char *closed_in; // the operation in which the data plane was closed
+
+static void close_data(comm *c)
+{
+    closed_in = c->operation;
+}
+
+static void test_detach(void **state)
+{
+    (void)state;
+    static const comm_data_ops device_data = {.close = close_data};
+    comm *c = NULL;
+    assert_int_equal(comm_open_self(&c), RT_OK);
+    c->host_data = c->ops.data; // as comm_attach leaves it
+    c->ops.data = &device_data;
+    assert_int_equal(comm_ctl_barrier(c), RT_OK);
+    comm_detach(c);
+    assert_string_equal(closed_in, "end of the data plane");
+    assert_int_equal((uint64_t)c->number, 2);
+    comm_close(c);
+}
+
 static void test_out_of_memory(void **state)
 {
     (void)state;
@@ -196,7 +252,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_rank),        cmocka_unit_test(test_agree),
         cmocka_unit_test(test_bcast_bytes),     cmocka_unit_test(test_world_without_launcher),
-        cmocka_unit_test(test_broken_for_good), cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_broken_for_good), cmocka_unit_test(test_patience),
+        cmocka_unit_test(test_detach),          cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, open_dev, close_dev);
 }
