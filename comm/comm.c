@@ -21,6 +21,10 @@ static const size_t CHUNK_BYTES = (size_t)1 << 30;
 // variable length: most step commands fit, and then cost one collective.
 enum { AGREE_MESSAGE = 1024, BCAST_INLINE = 1008 };
 
+// Elements of the first collectives on a device.
+enum { FIRST_MOST = 1 << 21 };
+static const size_t FIRST_COUNTS[] = {64, 1 << 14, 1 << 18, FIRST_MOST};
+
 static const char *const REDUCE_NAME[COMM_CLASSES] = {
     [COMM_HIDDEN] = "all-reduce of hidden", [COMM_MASK] = "all-reduce of mask",
     [COMM_SCORES] = "all-reduce of scores", [COMM_CHECK] = "all-reduce of check",
@@ -190,23 +194,31 @@ static rt_status attach_cuda(comm *c, kern_dev *dev)
 #endif
 }
 
+static rt_status call_first(comm *c, kern_dev *dev, kern_buf *one, kern_buf *all)
+{
+    for (size_t i = 0; i < sizeof FIRST_COUNTS / sizeof FIRST_COUNTS[0]; i++) {
+        RT_TRY(c->ops.data->allreduce(c, one, FIRST_COUNTS[i], COMM_SUM));
+        RT_TRY(c->ops.data->allgather(c, one, FIRST_COUNTS[i], all));
+    }
+    return wait_idle(c, dev);
+}
+
 // The first collectives of a kind and size set up their connections, for seconds: here,
 // not in the first request.
 static rt_status warm_up(comm *c, kern_dev *dev)
 {
-    static const size_t counts[] = {64, (size_t)1 << 14, (size_t)1 << 18, (size_t)1 << 21};
-    const size_t most = counts[sizeof counts / sizeof counts[0] - 1];
-    kern_buf *one, *all = NULL;
-    RT_TRY(kern_buf_new(dev, KERN_F32, most, "first collectives", &one));
-    rt_status status =
-        kern_buf_new(dev, KERN_F32, most * (size_t)c->ranks, "first collectives", &all);
-    for (size_t i = 0; status == RT_OK && i < sizeof counts / sizeof counts[0]; i++) {
-        status = c->ops.data->allreduce(c, one, counts[i], COMM_SUM);
-        if (status == RT_OK)
-            status = c->ops.data->allgather(c, one, counts[i], all);
-    }
-    if (status == RT_OK)
-        status = wait_idle(c, dev);
+    const char *what = "first collectives";
+    kern_buf *one = NULL, *all = NULL;
+    rt_status status;
+    comm_enter(c, what);
+    RT_TRY_GOTO(status, kern_buf_new(dev, KERN_F32, FIRST_MOST, what, &one), detach);
+    RT_TRY_GOTO(status, kern_buf_new(dev, KERN_F32, (size_t)c->ranks * FIRST_MOST, what, &all),
+                detach);
+    status = call_first(c, dev, one, all);
+detach:
+    // First: to free a buffer waits for the device, and that for ranks which may not come.
+    if (finish(c, status) != RT_OK)
+        comm_detach(c);
     kern_buf_free(all);
     kern_buf_free(one);
     return status;
@@ -225,8 +237,7 @@ rt_status comm_attach(comm *c, kern_dev *dev)
         c->host_data = NULL;
         return status;
     }
-    comm_enter(c, "first collectives");
-    return finish(c, warm_up(c, dev));
+    return warm_up(c, dev);
 }
 
 void comm_detach(comm *c)

@@ -97,27 +97,29 @@ static rt_status data_check(comm *c)
     return check(c, s, result, "NCCL");
 }
 
-static void close_peers(comm *c, nccl_state *s)
+// The ranks meet first: afterwards nobody writes to the memory that they share.
+static rt_status finalize(comm *c, const nccl_state *s)
 {
-    if (!s->peers)
-        return;
-    if (c->broken == RT_OK)
-        (void)c->ops.ctl->barrier(c); // nobody still writes here
-    else
-        kern_peers_abort(s->peers);
-    kern_peers_free(s->peers);
+    if (c->broken != RT_OK)
+        return c->broken;
+    RT_TRY(c->ops.ctl->barrier(c));
+    RT_TRY(check(c, s, ncclCommFinalize(s->comm), "ncclCommFinalize"));
+    return settle(c, s, "ncclCommFinalize");
 }
 
-// A broken communicator is aborted: finalising it would wait for ranks that are gone.
+// A broken communicator is aborted: finalising it would wait for ranks that are gone. Memory
+// is freed last, since that waits for what is still on the device.
 static void data_close(comm *c)
 {
     nccl_state *s = c->data_state;
-    close_peers(c, s);
-    if (c->broken == RT_OK && check(c, s, ncclCommFinalize(s->comm), "ncclCommFinalize") == RT_OK &&
-        settle(c, s, "ncclCommFinalize") == RT_OK)
+    if (finalize(c, s) == RT_OK) {
         ncclCommDestroy(s->comm);
-    else
+    } else {
+        if (s->peers)
+            kern_peers_abort(s->peers);
         ncclCommAbort(s->comm);
+    }
+    kern_peers_free(s->peers);
     rt_free(s);
 }
 

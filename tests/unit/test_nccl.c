@@ -12,6 +12,7 @@
 typedef struct ncclComm {
     int rank, aborted, destroyed;
     ncclResult_t now;
+    size_t used_when_aborted; // bytes of the device
 } fake;
 
 enum { RANKS = 2 };
@@ -29,6 +30,14 @@ static void behave(bool at_start, bool in_sums, bool at_end)
     fails = !in_sums;
     finalizes = at_end;
     loses = false;
+}
+
+static size_t used(const kern_dev *d)
+{
+    size_t sum = 0;
+    for (int use = 0; use < KERN_USES; use++)
+        sum += kern_used(d, (kern_use)use);
+    return sum;
 }
 
 // Devices without memory have none.
@@ -95,6 +104,7 @@ ncclResult_t ncclCommDestroy(ncclComm_t c)
 ncclResult_t ncclCommAbort(ncclComm_t c)
 {
     c->aborted++;
+    c->used_when_aborted = used(dev[c->rank]);
     return ncclSuccess;
 }
 
@@ -192,6 +202,27 @@ static void test_start_of_a_lost_group(void **state)
     comm_close(world[0]);
 }
 
+// To free a buffer waits for the device, whose collectives may never end.
+static void test_abort_before_buffers_are_freed(void **state)
+{
+    (void)state;
+    outcome o[RANKS];
+    behave(true, false, true);
+    open_ranks(60);
+    const size_t before = used(dev[0]);
+    attach_all(o);
+    for (int r = 0; r < RANKS; r++) {
+        assert_int_equal(o[r].status, RT_ERR_COMM);
+        assert_non_null(strstr(o[r].message, "first collectives number "));
+        assert_non_null(strstr(o[r].message, "ncclAllReduce: system error: of the test"));
+        assert_int_equal(made[r].aborted, 1);
+        assert_true(made[r].used_when_aborted > before);
+        assert_int_equal(used(dev[r]), before);
+    }
+    close_ranks();
+    assert_int_equal(made[0].aborted, 1);
+}
+
 static void *detach(void *arg)
 {
     comm_detach(world[((const outcome *)arg)->rank]);
@@ -228,6 +259,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_start_has_a_deadline),
         cmocka_unit_test(test_start_of_a_lost_group),
+        cmocka_unit_test(test_abort_before_buffers_are_freed),
         cmocka_unit_test(test_end),
     };
     return cmocka_run_group_tests_name("nccl", tests, NULL, NULL);
