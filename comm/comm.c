@@ -117,10 +117,10 @@ static rt_status wait_idle(comm *c, kern_dev *dev)
     for (;;) {
         bool idle = false;
         RT_TRY(kern_poll(dev, &idle));
+        if (c->ops.data->check) // an idle device too may have given up a sum
+            RT_TRY(c->ops.data->check(c));
         if (idle)
             return RT_OK;
-        if (c->ops.data->check)
-            RT_TRY(c->ops.data->check(c));
         RT_TRY(comm_check_whole(c));
         if (rt_clock_now() - start > c->deadline)
             return comm_timeout(c, c->deadline);

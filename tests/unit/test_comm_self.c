@@ -218,6 +218,27 @@ static void test_detach(void **state)
     comm_close(c);
 }
 
+static rt_status gave_up(comm *c)
+{
+    return comm_timeout(c, c->deadline);
+}
+
+// A kernel that waited for another rank leaves an idle device and a wrong sum.
+static void test_settle(void **state)
+{
+    (void)state;
+    static const comm_data_ops bad_data = {.check = gave_up};
+    comm *c = NULL;
+    assert_int_equal(comm_open_self(&c), RT_OK);
+    assert_int_equal(comm_settle(c, dev), RT_OK);
+    c->ops.data = &bad_data;
+    assert_int_equal(comm_settle(c, dev), RT_ERR_TIMEOUT);
+    assert_string_equal(rt_last_error(),
+                        "rank 0: wait for the device number 2: no answer within 1 s");
+    assert_int_equal(comm_ctl_barrier(c), RT_ERR_TIMEOUT);
+    comm_close(c);
+}
+
 static void test_out_of_memory(void **state)
 {
     (void)state;
@@ -253,7 +274,8 @@ int main(void)
         cmocka_unit_test(test_one_rank),        cmocka_unit_test(test_agree),
         cmocka_unit_test(test_bcast_bytes),     cmocka_unit_test(test_world_without_launcher),
         cmocka_unit_test(test_broken_for_good), cmocka_unit_test(test_patience),
-        cmocka_unit_test(test_detach),          cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_detach),          cmocka_unit_test(test_settle),
+        cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, open_dev, close_dev);
 }
