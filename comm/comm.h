@@ -14,7 +14,8 @@
 // a message naming rank, operation and sequence number; the communicator is then
 // broken, every later call fails at once, and the program ends the job with
 // comm_abort. Where a rank waits for what another one decides or reads (broadcast,
-// agreement), it waits as long as the heart beats: a user may be slow.
+// agreement), it waits as long as the heart beats: a user may be slow. MPI may write to the
+// buffers of a data-plane call that failed for as long as the process goes on.
 #ifndef COMM_COMM_H
 #define COMM_COMM_H
 

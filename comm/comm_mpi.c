@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // MPI backend: both planes on host memory, so the data plane serves CPU buffers.
 //
-// No call blocks inside MPI: every collective is started in its nonblocking form
-// and tested until the deadline. A request that ran out of time is left as it is;
-// its buffers may still be written if MPI is called again, which after a failure
-// only comm_abort does.
+// No call but those under a guard (guard.h) blocks inside MPI: every collective is started
+// in its nonblocking form and tested until its limit. One that failed is left as it is, and
+// MPI goes on with it whenever it is called: by the heart, and by rank 0, which has lost its
+// group and goes on. So the control plane's calls are made on memory that is never used for
+// something else once one failed; the buffers of the data plane are not freed then.
 //
 // With MPI_THREAD_MULTIPLE and more than one rank a heart (heart.h) finds ranks that
 // die or stop; without it the deadline alone does.
@@ -25,6 +26,7 @@
 #include <mpi.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 
 // A wait first polls, which answers fastest; then gives the core away between
 // polls, because ranks may outnumber cores; then sleeps, so that ranks that wait
@@ -35,6 +37,8 @@ typedef struct mpi_state {
     MPI_Comm data, ctl, beats; // own contexts: none matches the others' messages
     comm_mpi_mail mail;
     comm_heart *heart; // NULL: none
+    char *words;       // what the control plane sends and receives
+    size_t words_len;
 } mpi_state;
 
 static rt_status check(const comm *c, int code, const char *call)
@@ -129,24 +133,45 @@ static rt_status data_allgather(comm *c, const kern_buf *src, size_t count, kern
     return gather(c, s->data, kern_buf_ptr(src), n, kern_buf_ptr(dst), c->deadline);
 }
 
+// n bytes of s->words.
+static rt_status make_room(mpi_state *s, size_t n)
+{
+    if (n <= s->words_len)
+        return RT_OK;
+    rt_free(s->words);
+    s->words_len = 0;
+    RT_TRY(RT_ALLOC(s->words, n, "messages"));
+    s->words_len = n;
+    return RT_OK;
+}
+
 static rt_status ctl_bcast(comm *c, int root, void *bytes, size_t n, double limit)
 {
-    const mpi_state *s = c->ctl_state;
-    char *data = bytes;
+    mpi_state *s = c->ctl_state;
+    RT_TRY(make_room(s, n));
+    if (c->rank == root)
+        memcpy(s->words, bytes, n);
     for (size_t first = 0; first < n; first += c->chunk_max) {
         int piece = (int)(n - first < c->chunk_max ? n - first : c->chunk_max);
         MPI_Request request;
-        RT_TRY(check(c, MPI_Ibcast(data + first, piece, MPI_BYTE, root, s->ctl, &request),
+        RT_TRY(check(c, MPI_Ibcast(s->words + first, piece, MPI_BYTE, root, s->ctl, &request),
                      "MPI_Ibcast"));
         RT_TRY(wait(c, &request, limit));
     }
+    if (c->rank != root)
+        memcpy(bytes, s->words, n);
     return RT_OK;
 }
 
 static rt_status ctl_allgather(comm *c, const void *src, size_t n, void *dst, double limit)
 {
-    const mpi_state *s = c->ctl_state;
-    return gather(c, s->ctl, src, n, dst, limit);
+    mpi_state *s = c->ctl_state;
+    const size_t all = n * (size_t)c->ranks;
+    RT_TRY(make_room(s, n + all));
+    memcpy(s->words + all, src, n);
+    RT_TRY(gather(c, s->ctl, s->words + all, n, s->words, limit));
+    memcpy(dst, s->words, all);
+    return RT_OK;
 }
 
 static rt_status ctl_barrier(comm *c)
@@ -207,6 +232,7 @@ static void ctl_close(comm *c)
     MPI_Comm_free(&s->beats);
     comm_mpi_mail_close(&s->mail);
     MPI_Comm_free(&s->mail.world);
+    rt_free(s->words);
     rt_free(s);
     MPI_Finalize();
     comm_guard_stop(guard);
@@ -229,7 +255,8 @@ static void group_close(comm *c)
     if (!c->parent->group_lost && c->broken == RT_OK) {
         MPI_Comm_free(&s->data);
         MPI_Comm_free(&s->ctl);
-    }
+        rt_free(s->words);
+    } // else MPI may still write to them
     rt_free(s);
 }
 

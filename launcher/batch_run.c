@@ -23,7 +23,7 @@ static rt_status run_group(const app_batch_rank *at, const app_batch_args *args,
     const bool quiet = args->common.quiet || comm_rank(at->world) != 0; // one group draws
     RT_TRY(comm_agree(at->world, app_engine_open(&options, at->group, quiet, &e)));
     const rt_status status = app_batch_serve(at, e, args, job);
-    if (!comm_is_lost(at->world, 0))
+    if (!comm_is_lost(at->world, 0)) // else its buffers are still MPI's, or the GPU's
         rt_engine_close(e);
     return status;
 }

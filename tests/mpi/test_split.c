@@ -4,6 +4,7 @@
 #include "tests/unit/testing.h"
 
 #include "comm/comm_int.h"
+#include "runtime/base/clock.h"
 
 static comm *world;
 static kern_dev *dev;
@@ -66,6 +67,62 @@ static void test_groups(void **state)
                  "ranks");
 }
 
+// ---- a lost group ------------------------------------------------------------------------
+
+enum { SRC = 64 };
+
+static void wait_for_letter(void)
+{
+    rt_str bytes = {0};
+    for (int from = -1; from < 0; rt_clock_sleep(1e-3))
+        assert_ok(comm_fetch(world, &from, &bytes));
+    rt_str_free(&bytes);
+}
+
+// Rank 1 gives the group up, and yet joins the call of rank 0's when that has failed.
+static void join_late(comm *group)
+{
+    static char src[SRC], dst[16 * SRC];
+    memset(src, 'x', sizeof src);
+    world->gave_up = true;
+    while (!world->group_lost)
+        rt_clock_sleep(1e-3);
+    wait_for_letter();
+    world->group_lost = false; // else it rests
+    (void)group->ops.ctl->allgather(group, src, sizeof src, dst, 0);
+    assert_ok(comm_post(world, 0, "", 0));
+    for (int from;;) { // lets MPI send it
+        rt_str bytes = {0};
+        (void)comm_fetch(world, &from, &bytes);
+        rt_clock_sleep(1e-3);
+    }
+}
+
+// Rank 0 lives on, and has its memory for itself.
+static void test_lost(void **state)
+{
+    (void)state;
+    comm *group;
+    if (comm_ranks(world) == 1)
+        return;
+    assert_ok(comm_split(world, comm_ranks(world), &group));
+    char src[SRC] = {0}, *dst = calloc(16, SRC);
+    assert_non_null(dst);
+    if (comm_rank(world) == 1)
+        join_late(group);
+    while (comm_rank(world) > 1)
+        (void)comm_ctl_allgather(group, src, sizeof src, dst);
+    assert_fails(comm_ctl_allgather(group, src, sizeof src, dst), RT_ERR_COMM, "gather",
+                 "a rank is lost");
+    assert_true(comm_has_lost(world) && comm_is_lost(world, 0));
+    assert_ok(comm_post(world, 1, "", 0));
+    wait_for_letter();
+    for (int i = 0; i < 16 * SRC; i++)
+        assert_int_equal(dst[i], 0);
+    free(dst);
+    comm_close(group);
+}
+
 int main(void)
 {
     const kern_dev_options options = {.kind = KERN_CPU, .threads = 1};
@@ -73,8 +130,10 @@ int main(void)
         fprintf(stderr, "%s\n", rt_last_error());
         return 1;
     }
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_groups)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_groups), cmocka_unit_test(test_lost)};
     const int failed = cmocka_run_group_tests_name("split", tests, NULL, NULL);
+    if (comm_has_lost(world))
+        comm_end(world, failed);
     if (failed)
         comm_abort(world);
     kern_dev_close(dev);
