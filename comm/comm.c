@@ -19,7 +19,7 @@ static const size_t CHUNK_BYTES = (size_t)1 << 30;
 
 // Longest message comm_agree carries, and the first piece of a broadcast of
 // variable length: most step commands fit, and then cost one collective.
-enum { AGREE_MESSAGE = 1024, BCAST_INLINE = 1008 };
+enum { AGREE_MESSAGE = COMM_AGREE_MAX, BCAST_INLINE = 1008 };
 
 // Elements of the first collectives on a device.
 enum { FIRST_MOST = 1 << 21 };
@@ -40,7 +40,6 @@ rt_status comm_new(double deadline, comm **out)
 {
     comm *c = NULL;
     RT_TRY(RT_ALLOC(c, 1, "communicator"));
-    c->ranks = 1;
     c->local_ranks = 1;
     c->one_host = true;
     c->deadline = deadline;
@@ -48,6 +47,23 @@ rt_status comm_new(double deadline, comm **out)
     c->operation = "open";
     *out = c;
     return RT_OK;
+}
+
+rt_status comm_take_place(comm *c, int rank, int ranks)
+{
+    c->rank = rank;
+    c->ranks = ranks;
+    return RT_ALLOC(c->statuses, (size_t)ranks, "statuses of all ranks");
+}
+
+void comm_free(comm *c)
+{
+    if (!c)
+        return;
+    rt_free(c->statuses);
+    rt_free(c->group_of);
+    rt_free((void *)(uintptr_t)c->lost_ranks);
+    rt_free(c);
 }
 
 rt_status comm_timeout(const comm *c, double limit)
@@ -173,7 +189,7 @@ rt_status comm_open_world(double deadline, comm **out)
     RT_TRY(comm_new(deadline, &c));
     rt_status status = comm_mpi_open(c);
     if (status != RT_OK) {
-        rt_free(c);
+        comm_free(c);
         return status;
     }
     *out = c;
@@ -266,9 +282,7 @@ void comm_close(comm *c)
     comm_drop_letters(c);
     if (c->parent)
         c->parent->grouped = false;
-    rt_free(c->group_of);
-    rt_free((void *)(uintptr_t)c->lost_ranks);
-    rt_free(c);
+    comm_free(c);
 }
 
 int comm_rank(const comm *c)
@@ -428,20 +442,15 @@ rt_status comm_agree(comm *c, rt_status mine)
     if (mine != RT_OK)
         snprintf(message, sizeof message, "%s", rt_last_error());
 
-    int32_t *all = NULL;
-    if (RT_ALLOC(all, (size_t)c->ranks, "statuses of all ranks") != RT_OK)
-        return finish(c, RT_ERR_NOMEM);
-    int32_t own = mine;
-    rt_status status = begin(c, "agreement");
-    if (status == RT_OK)
-        status = finish(c, c->ops.ctl->allgather(c, &own, sizeof own, all, patience(c)));
+    const int32_t own = mine;
+    RT_TRY(begin(c, "agreement"));
+    RT_TRY(finish(c, c->ops.ctl->allgather(c, &own, sizeof own, c->statuses, patience(c))));
     int root = 0;
-    while (status == RT_OK && root < c->ranks && all[root] == RT_OK)
+    while (root < c->ranks && c->statuses[root] == RT_OK)
         root++;
-    rt_status theirs = status == RT_OK && root < c->ranks ? (rt_status)all[root] : RT_OK;
-    rt_free(all);
-    if (status != RT_OK || theirs == RT_OK)
-        return status;
+    if (root == c->ranks)
+        return RT_OK;
+    const rt_status theirs = (rt_status)c->statuses[root];
     RT_TRY(ctl_bcast(c, "agreement", root, message, sizeof message));
     message[sizeof message - 1] = '\0';
     return RT_FAIL(theirs, "%s", message);
@@ -459,23 +468,29 @@ void comm_watch_end(comm *c, comm_words_fn *words, void *ctx)
     c->last_words = words;
 }
 
+static rt_status new_child(comm *world, int size, comm **out)
+{
+    comm *child = NULL;
+    RT_TRY(comm_new(world->deadline, &child));
+    child->parent = world;
+    child->watched = world->watched;
+    child->local_rank = world->local_rank;
+    child->local_ranks = world->local_ranks;
+    *out = child;
+    return comm_take_place(child, world->rank % size, size);
+}
+
 rt_status comm_split(comm *world, int size, comm **group)
 {
     RT_CHECK_ARG(world && group && size >= 1 && world->ranks % size == 0 && !world->grouped);
     if (!world->ops.ctl->split)
         return RT_FAIL(RT_ERR_UNSUPPORTED, "groups of ranks: there are none without MPI");
     comm *child = NULL;
-    rt_status status = comm_new(world->deadline, &child);
-    if (status == RT_OK) {
-        child->parent = world;
-        child->watched = world->watched;
-        child->local_rank = world->local_rank;
-        child->local_ranks = world->local_ranks;
+    rt_status status = comm_agree(world, new_child(world, size, &child));
+    if (status == RT_OK)
         status = world->ops.ctl->split(world, size, child);
-    }
-    status = comm_agree(world, status);
     if (status != RT_OK) {
-        rt_free(child);
+        comm_free(child);
         return status;
     }
     world->grouped = true;

@@ -35,7 +35,8 @@ typedef struct comm_ctl_ops {
     rt_status (*fetch)(comm *c, int *from, rt_str *bytes);
     void (*abort)(comm *c); // returns only when there is nothing to end
     void (*close)(comm *c); // ends the job's transport, frees ctl_state
-    // The group of this rank, of `size` consecutive ones; NULL: there are no groups.
+    // Backend and one_host of the group of this rank, which has its place; all ranks return the
+    // same status. NULL: there are no groups.
     rt_status (*split)(comm *c, int size, comm *child);
     void (*end)(comm *c, int status);
 } comm_ctl_ops;
@@ -45,7 +46,8 @@ typedef struct comm_ops {
     const comm_ctl_ops *ctl;
 } comm_ops;
 
-enum { COMM_CAUSE_MAX = 1024 };
+// Bytes of the cause that breaks a communicator, and of the message that an agreement carries.
+enum { COMM_CAUSE_MAX = 1024, COMM_AGREE_MAX = 1024 };
 
 struct comm {
     comm_ops ops;
@@ -58,6 +60,7 @@ struct comm {
     bool watched;     // a heart ends the job when a rank dies or stops
     size_t chunk_max; // most bytes handed to the transport in one piece
     comm_counter counters[COMM_CLASSES];
+    int32_t *statuses; // [ranks], of an agreement
 
     // The collective that runs or ran last, of a world also its group's. Atomic: the heart names
     // it too.
@@ -85,8 +88,13 @@ struct comm {
     char cause[COMM_CAUSE_MAX];
 };
 
-// A communicator without backend; its owner fills ops and the ranks.
+// A communicator without backend or place; its owner fills ops and the local ranks.
 rt_status comm_new(double deadline, comm **out);
+// Which of how many ranks this one is. From now on an agreement takes no memory: a rank that has
+// none left can still say so.
+rt_status comm_take_place(comm *c, int rank, int ranks);
+// Of a communicator whose backend is closed, or was never opened. NULL is allowed.
+void comm_free(comm *c);
 // Whether the communicator is still whole; a wait asks again and again. Rank 0, which has
 // other things to do, gets an error when it is not; other ranks rest here until the job ends.
 rt_status comm_check_whole(const comm *c);

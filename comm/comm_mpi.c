@@ -145,6 +145,29 @@ static rt_status make_room(mpi_state *s, size_t n)
     return RT_OK;
 }
 
+static void free_state(mpi_state *s)
+{
+    if (!s)
+        return;
+    rt_free(s->words);
+    rt_free(s);
+}
+
+// With room for what an agreement sends: it takes no memory.
+static rt_status new_state(int ranks, mpi_state **out)
+{
+    mpi_state *s;
+    RT_TRY(RT_ALLOC(s, 1, "MPI state"));
+    const size_t statuses = ((size_t)ranks + 1) * sizeof(int32_t);
+    const rt_status status = make_room(s, statuses > COMM_AGREE_MAX ? statuses : COMM_AGREE_MAX);
+    if (status != RT_OK) {
+        free_state(s);
+        return status;
+    }
+    *out = s;
+    return RT_OK;
+}
+
 static rt_status ctl_bcast(comm *c, int root, void *bytes, size_t n, double limit)
 {
     mpi_state *s = c->ctl_state;
@@ -232,8 +255,7 @@ static void ctl_close(comm *c)
     MPI_Comm_free(&s->beats);
     comm_mpi_mail_close(&s->mail);
     MPI_Comm_free(&s->mail.world);
-    rt_free(s->words);
-    rt_free(s);
+    free_state(s);
     MPI_Finalize();
     comm_guard_stop(guard);
 }
@@ -255,9 +277,8 @@ static void group_close(comm *c)
     if (!c->parent->group_lost && c->broken == RT_OK) {
         MPI_Comm_free(&s->data);
         MPI_Comm_free(&s->ctl);
-        rt_free(s->words);
-    } // else MPI may still write to them
-    rt_free(s);
+        free_state(s);
+    } // else MPI may still write there
 }
 
 static const comm_data_ops mpi_data = {
@@ -290,31 +311,50 @@ static rt_status split(const comm *c, MPI_Comm from, int group, MPI_Comm *out)
     return check(c, MPI_Comm_set_errhandler(*out, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
 }
 
-static rt_status ctl_split(comm *c, int size, comm *child)
+// All that takes memory: a rank that has none must not leave the others in MPI's own calls.
+static rt_status prepare_split(comm *c, int size, mpi_state **out)
 {
-    mpi_state *s, *world = c->ctl_state;
+    const mpi_state *world = c->ctl_state;
     if (!world->heart)
         return RT_FAIL(RT_ERR_UNSUPPORTED, "groups of ranks need an MPI that threads may call");
     if (!c->group_of)
         RT_TRY(RT_ALLOC(c->group_of, (size_t)c->ranks, "groups"));
     if (!c->lost_ranks)
         RT_TRY(RT_ALLOC(c->lost_ranks, (size_t)c->ranks, "groups"));
-    RT_TRY(RT_ALLOC(s, 1, "MPI state"));
     for (int r = 0; r < c->ranks; r++)
         c->group_of[r] = r / size;
-    child->rank = c->rank % size;
-    child->ranks = size;
+    return new_state(size, out);
+}
+
+// Makes the communicators of the group; *local: how many of its ranks are on this host.
+static rt_status split_state(const comm *c, int group, mpi_state *s, int *local)
+{
+    const mpi_state *world = c->ctl_state;
+    int rank;
+    RT_TRY(split(c, world->data, group, &s->data));
+    RT_TRY(split(c, world->ctl, group, &s->ctl));
+    return find_local(c, s->ctl, &rank, local);
+}
+
+static rt_status ctl_split(comm *c, int size, comm *child)
+{
+    mpi_state *s = NULL;
+    comm_guard *guard = NULL;
+    int local = 0;
+    rt_status status;
+    RT_TRY_GOTO(status, comm_agree(c, prepare_split(c, size, &s)), fail);
+    comm_enter(c, "start of groups");
+    if (comm_guard_start("start of groups", COMM_DEADLINE_UNWATCHED, &guard) != RT_OK)
+        rt_log(RT_LOG_WARN, "%s", rt_last_error());
+    status = split_state(c, c->rank / size, s, &local);
+    comm_guard_stop(guard);
+    RT_TRY_GOTO(status, comm_agree(c, status), fail);
     child->ops = (comm_ops){.data = size > 1 ? &mpi_data : &comm_self_data, .ctl = &group_ctl};
     child->data_state = child->ctl_state = s;
-    rt_status status = split(c, world->data, c->rank / size, &s->data);
-    if (status == RT_OK)
-        status = split(c, world->ctl, c->rank / size, &s->ctl);
-    int rank, ranks = 0;
-    if (status == RT_OK)
-        status = find_local(c, s->ctl, &rank, &ranks);
-    child->one_host = ranks == size;
-    if (status != RT_OK)
-        rt_free(s);
+    child->one_host = local == size;
+    return RT_OK;
+fail:
+    free_state(s);
     return status;
 }
 
@@ -345,8 +385,10 @@ static rt_status start_mpi(comm *c, int *threads)
                        *threads, MPI_THREAD_FUNNELED);
     RT_TRY(check(c, MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN),
                  "MPI_Comm_set_errhandler"));
-    RT_TRY(check(c, MPI_Comm_rank(MPI_COMM_WORLD, &c->rank), "MPI_Comm_rank"));
-    return check(c, MPI_Comm_size(MPI_COMM_WORLD, &c->ranks), "MPI_Comm_size");
+    int rank = 0, ranks = 1;
+    RT_TRY(check(c, MPI_Comm_rank(MPI_COMM_WORLD, &rank), "MPI_Comm_rank"));
+    RT_TRY(check(c, MPI_Comm_size(MPI_COMM_WORLD, &ranks), "MPI_Comm_size"));
+    return comm_take_place(c, rank, ranks);
 }
 
 static rt_status duplicate(const comm *c, MPI_Comm *out)
@@ -375,7 +417,7 @@ static rt_status open_state(comm *c, int threads)
 {
     mpi_state *s = NULL;
     rt_status status;
-    RT_TRY(RT_ALLOC(s, 1, "MPI state"));
+    RT_TRY_GOTO(status, new_state(c->ranks, &s), fail);
     RT_TRY_GOTO(status, duplicate(c, &s->data), fail);
     RT_TRY_GOTO(status, duplicate(c, &s->ctl), fail);
     RT_TRY_GOTO(status, duplicate(c, &s->beats), fail);
@@ -388,7 +430,7 @@ static rt_status open_state(comm *c, int threads)
     RT_TRY_GOTO(status, start_heart(c, s, threads), fail);
     return RT_OK;
 fail:
-    rt_free(s);
+    free_state(s);
     return status;
 }
 

@@ -60,6 +60,11 @@ rt_status comm_open_self(comm **out)
     RT_CHECK_ARG(out);
     comm *c = NULL;
     RT_TRY(comm_new(1.0, &c)); // never waits
+    const rt_status status = comm_take_place(c, 0, 1);
+    if (status != RT_OK) {
+        comm_free(c);
+        return status;
+    }
     c->ops = (comm_ops){.data = &comm_self_data, .ctl = &self_ctl};
     *out = c;
     return RT_OK;

@@ -261,6 +261,23 @@ static rt_status new_group(int ranks, group **out)
     return RT_OK;
 }
 
+static rt_status new_rank(group *g, int rank, double deadline, comm **out)
+{
+    comm *c;
+    RT_TRY(comm_new(deadline, &c));
+    const rt_status status = comm_take_place(c, rank, g->ranks);
+    if (status != RT_OK) {
+        comm_free(c);
+        return status;
+    }
+    c->local_rank = rank;
+    c->local_ranks = g->ranks;
+    c->ops = (comm_ops){.data = &thread_data, .ctl = &thread_ctl};
+    c->data_state = c->ctl_state = g;
+    *out = c;
+    return RT_OK;
+}
+
 rt_status comm_open_threads(int ranks, double deadline, comm **out)
 {
     enum { RANKS_MAX = 1024 };
@@ -269,18 +286,13 @@ rt_status comm_open_threads(int ranks, double deadline, comm **out)
     group *g;
     RT_TRY(new_group(ranks, &g));
     for (int r = 0; r < ranks; r++) {
-        const rt_status status = comm_new(deadline > 0 ? deadline : COMM_DEADLINE, &out[r]);
+        const rt_status status = new_rank(g, r, deadline > 0 ? deadline : COMM_DEADLINE, &out[r]);
         if (status != RT_OK) {
             while (r-- > 0)
-                rt_free(out[r]);
+                comm_free(out[r]);
             free_group(g);
             return status;
         }
-        comm *c = out[r];
-        c->rank = c->local_rank = r;
-        c->ranks = c->local_ranks = ranks;
-        c->ops = (comm_ops){.data = &thread_data, .ctl = &thread_ctl};
-        c->data_state = c->ctl_state = g;
     }
     return RT_OK;
 }

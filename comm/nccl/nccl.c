@@ -175,10 +175,10 @@ static rt_status open_peers(comm *c, kern_dev *dev, nccl_state *s)
 rt_status comm_nccl_open(comm *c, kern_dev *dev)
 {
     nccl_state *s;
-    RT_TRY(comm_agree(c, RT_ALLOC(s, 1, "NCCL state")));
-    s->stream = kern_dev_stream(dev);
     ncclUniqueId id;
     rt_status status;
+    RT_TRY_GOTO(status, comm_agree(c, RT_ALLOC(s, 1, "NCCL state")), free_state);
+    s->stream = kern_dev_stream(dev);
     RT_TRY_GOTO(status, share_id(c, s, &id), free_state);
     comm_enter(c, "start of NCCL");
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;

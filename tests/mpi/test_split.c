@@ -5,6 +5,7 @@
 
 #include "comm/comm_int.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/mem.h"
 
 static comm *world;
 static kern_dev *dev;
@@ -65,6 +66,27 @@ static void test_groups(void **state)
         split(size);
     assert_fails(comm_split(world, comm_ranks(world) + 1, &group), RT_ERR_INVALID, "comm_split",
                  "ranks");
+}
+
+// One rank lacks it, all hear of it; and the next time there is enough.
+static void test_no_memory(void **state)
+{
+    (void)state;
+    comm *group;
+    int failures = 0;
+    for (rt_status status = RT_ERR_NOMEM; status == RT_ERR_NOMEM; failures++) {
+        if (comm_ranks(world) == 1)
+            return;
+        if (comm_rank(world) == comm_ranks(world) - 1)
+            rt_mem_fail_at(failures + 1);
+        status = comm_split(world, 1, &group);
+        rt_mem_fail_at(0);
+        if (status == RT_OK)
+            comm_close(group);
+        else
+            assert_int_equal(status, RT_ERR_NOMEM);
+    }
+    assert_true(failures > 4);
 }
 
 // ---- a lost group ------------------------------------------------------------------------
@@ -130,7 +152,8 @@ int main(void)
         fprintf(stderr, "%s\n", rt_last_error());
         return 1;
     }
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_groups), cmocka_unit_test(test_lost)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_no_memory),
+                                       cmocka_unit_test(test_groups), cmocka_unit_test(test_lost)};
     const int failed = cmocka_run_group_tests_name("split", tests, NULL, NULL);
     if (comm_has_lost(world))
         comm_end(world, failed);

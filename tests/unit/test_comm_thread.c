@@ -215,7 +215,7 @@ static void test_open(void **state)
     comm *c[RANKS_MAX] = {0};
     assert_int_equal(comm_open_threads(0, 1.0, c), RT_ERR_INVALID);
     assert_int_equal(comm_open_threads(2, -1.0, c), RT_ERR_INVALID);
-    for (long n = 1; n <= 4; n++) {
+    for (long n = 1; n <= 7; n++) { // a group; two for each rank
         rt_mem_fail_at(n);
         assert_int_equal(comm_open_threads(3, 1.0, c), RT_ERR_NOMEM);
     }
