@@ -45,6 +45,7 @@ rt_status comm_new(double deadline, comm **out)
     c->deadline = deadline;
     c->chunk_max = CHUNK_BYTES;
     c->operation = "open";
+    pthread_mutex_init(&c->words_mutex, NULL);
     *out = c;
     return RT_OK;
 }
@@ -63,6 +64,7 @@ void comm_free(comm *c)
     rt_free(c->statuses);
     rt_free(c->group_of);
     rt_free((void *)(uintptr_t)c->lost_ranks);
+    pthread_mutex_destroy(&c->words_mutex);
     rt_free(c);
 }
 
@@ -464,8 +466,10 @@ void comm_watch_signal(comm *c, comm_signal_fn *caught, double seconds)
 
 void comm_watch_end(comm *c, comm_words_fn *words, void *ctx)
 {
-    c->last_words_ctx = ctx;
+    pthread_mutex_lock(&c->words_mutex);
     c->last_words = words;
+    c->last_words_ctx = ctx;
+    pthread_mutex_unlock(&c->words_mutex);
 }
 
 static rt_status new_child(comm *world, int size, comm **out)

@@ -58,7 +58,8 @@ typedef int comm_signal_fn(void);
 // Not collective. From now on the heart looks at `caught`: a signal that did not lead to
 // an orderly end within so many seconds ends the job. Without it such a rank would go on.
 void comm_watch_signal(comm *c, comm_signal_fn *caught, double seconds);
-// Not collective. Called by the heart, from its thread, before it ends the job. NULL: nothing.
+// Not collective. Called by the heart, from its thread, before it ends the job. NULL: nothing,
+// and nobody is in the former function when this returns.
 typedef void comm_words_fn(void *ctx);
 void comm_watch_end(comm *c, comm_words_fn *words, void *ctx);
 

@@ -10,6 +10,7 @@
 
 #include "comm/comm.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 // Called with checked arguments, count > 0, and on every rank in the same order.
@@ -69,8 +70,9 @@ struct comm {
 
     _Atomic(comm_signal_fn *) caught; // see comm_watch_signal
     _Atomic double signal_seconds;
-    _Atomic(comm_words_fn *) last_words; // see comm_watch_end
-    _Atomic(void *) last_words_ctx;
+    pthread_mutex_t words_mutex; // held while the words are said
+    comm_words_fn *last_words;   // see comm_watch_end
+    void *last_words_ctx;
     atomic_bool ended; // the heart ends the job: the main thread takes part no more
 
     // Groups (comm_split). What the heart shares with the main thread is the world's.

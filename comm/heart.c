@@ -153,11 +153,17 @@ static void hush_others(comm_heart *h)
     }
 }
 
+static void say_last_words(comm *c)
+{
+    pthread_mutex_lock(&c->words_mutex);
+    if (c->last_words)
+        c->last_words(c->last_words_ctx);
+    pthread_mutex_unlock(&c->words_mutex);
+}
+
 static void end_job(comm_heart *h, int status)
 {
-    comm_words_fn *last_words = h->c->last_words;
-    if (last_words)
-        last_words(h->c->last_words_ctx);
+    say_last_words(h->c);
     hush_others(h);
     say_to_all(h, GOODBYE);
     MPI_Abort(MPI_COMM_WORLD, status);
