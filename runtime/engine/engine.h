@@ -83,7 +83,8 @@ rt_status rt_engine_context_for(const rt_engine_options *options, const rt_reque
 rt_status rt_engine_plan(const rt_engine_options *options, comm *c, rt_memory *out);
 
 // Collective: this rank's device, as an engine with these options opens it; for benchmarks
-// without an engine. GPUs that two ranks would share are refused, on every rank.
+// without an engine. Devices of two kinds, and GPUs that two ranks would share, are refused
+// on every rank.
 rt_status rt_engine_device(const rt_engine_options *options, comm *c, kern_dev **out);
 // That check alone, which opens nothing: for jobs whose engines have a part of the ranks each.
 rt_status rt_engine_check_devices(const rt_engine_options *options, comm *c);

@@ -83,12 +83,13 @@ bool rt_engine_is_root(const rt_engine *e);
 // Threads of this rank.
 int rt_engine_threads(const rt_engine_options *options, const comm *c);
 
-// The GPU that a rank would take.
+// The device that a rank would take.
 typedef struct rt_seat {
-    unsigned char id[KERN_ID_BYTES];
-    int index, seen; // its number, of so many that the rank sees
+    kern_kind kind;
+    unsigned char id[KERN_ID_BYTES]; // of a GPU
+    int index, seen;                 // its number, of so many that the rank sees
 } rt_seat;
-// Whether all of them are different.
+// Whether all of them are of one kind, and all GPUs are different.
 rt_status rt_seats_check(const rt_seat *seats, int ranks, int local_ranks);
 
 rt_status rt_engine_read_config(const rt_engine_options *options, rt_model_config *out);

@@ -10,7 +10,7 @@ static rt_status check(int ranks, const char *id, const int *index, const int *s
     rt_seat seats[8];
     assert_in_range(ranks, 1, 8);
     for (int r = 0; r < ranks; r++) {
-        seats[r] = (rt_seat){.index = index[r], .seen = seen[r]};
+        seats[r] = (rt_seat){.kind = KERN_CUDA, .index = index[r], .seen = seen[r]};
         memset(seats[r].id, 7, sizeof seats[r].id);
         seats[r].id[KERN_ID_BYTES - 1] = (unsigned char)id[r];
     }
@@ -37,6 +37,19 @@ static void test_seats(void **state)
                  "ranks 1 and 2 would share a GPU (number 1 of the 2 that rank 1 sees)", "");
 }
 
+static void test_kinds(void **state)
+{
+    (void)state;
+    rt_seat seats[3] = {{.kind = KERN_CPU}, {.kind = KERN_CPU}, {.kind = KERN_CPU}};
+    assert_ok(rt_seats_check(seats, 3, 3));
+    seats[2] = (rt_seat){.kind = KERN_CUDA, .seen = 1};
+    assert_fails(rt_seats_check(seats, 3, 3), RT_ERR_INVALID,
+                 "device: rank 2 would take a GPU, rank 0 the CPU", "one of a kind");
+    seats[0] = (rt_seat){.kind = KERN_CUDA, .id = {1}, .seen = 1};
+    assert_fails(rt_seats_check(seats, 3, 3), RT_ERR_INVALID,
+                 "device: rank 1 would take the CPU, rank 0 a GPU", "one of a kind");
+}
+
 static void test_none(void **state)
 {
     (void)state;
@@ -60,6 +73,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_seats),
+        cmocka_unit_test(test_kinds),
         cmocka_unit_test(test_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
