@@ -7,10 +7,10 @@
 #include "launcher/batch_line.h"
 #include "launcher/batch_record.h"
 #include "launcher/batch_window.h"
-#include "launcher/hash.h"
 #include "launcher/id_set.h"
 
 #include "runtime/base/clock.h"
+#include "runtime/base/hash.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
 
@@ -109,7 +109,7 @@ static rt_status refuse(app_desk *d, uint64_t line, const char *custom_id, int s
 static rt_status take_custom_id(app_desk *d, const char *id, bool *known)
 {
     *known = false;
-    return id ? app_id_set_add(d->ids, app_hash(APP_HASH_START, id, strlen(id)), known) : RT_OK;
+    return id ? app_id_set_add(d->ids, rt_hash(RT_HASH_START, id, strlen(id)), known) : RT_OK;
 }
 
 // The line goes to the window, or to the journal with what is wrong with it.

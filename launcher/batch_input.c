@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launcher/batch_input.h"
 
-#include "launcher/hash.h"
+#include "runtime/base/hash.h"
 #include "runtime/base/mem.h"
 
 #include <errno.h>
@@ -33,16 +33,16 @@ static rt_status read_through(app_input *in)
 {
     app_line line;
     bool more;
-    in->hash = APP_HASH_START;
+    in->hash = RT_HASH_START;
     for (;;) {
         RT_TRY(app_lines_next(in->reader, &line, &more));
         if (!more)
             return RT_OK;
         in->lines++;
         in->requests += !app_line_is_blank(&line);
-        in->hash = app_hash(in->hash, &line.len, sizeof line.len);
+        in->hash = rt_hash(in->hash, &line.len, sizeof line.len);
         if (line.text)
-            in->hash = app_hash(in->hash, line.text, line.len);
+            in->hash = rt_hash(in->hash, line.text, line.len);
     }
 }
 

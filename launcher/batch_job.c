@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launcher/batch.h"
 #include "launcher/decoding_options.h"
-#include "launcher/hash.h"
-#include "launcher/model_hash.h"
 #include "launcher/model_options.h"
 #include "launcher/policy_spec.h"
+
+#include "runtime/base/hash.h"
+#include "runtime/io/model_hash.h"
 
 #include <libgen.h>
 #include <limits.h>
@@ -30,12 +31,12 @@ static rt_status name_model(const app_batch_args *args, app_batch_job *out)
 
 rt_status app_batch_job_make(const app_batch_args *args, uint64_t input, app_batch_job *out)
 {
-    *out = (app_batch_job){.model_hash = APP_HASH_START};
+    *out = (app_batch_job){.model_hash = RT_HASH_START};
     RT_TRY(name_model(args, out));
     if (args->model)
-        RT_TRY(app_model_hash(args->model, &out->model_hash));
-    out->hash = app_hash(app_hash(APP_HASH_START, &input, sizeof input), &out->model_hash,
-                         sizeof out->model_hash);
+        RT_TRY(rt_model_hash(args->model, &out->model_hash));
+    out->hash = rt_hash(rt_hash(RT_HASH_START, &input, sizeof input), &out->model_hash,
+                        sizeof out->model_hash);
     return RT_OK;
 }
 

@@ -2,11 +2,11 @@
 #include "launcher/batch_journal.h"
 
 #include "launcher/batch_record.h"
-#include "launcher/hash.h"
 #include "launcher/lines.h"
 #include "launcher/options.h"
 #include "launcher/result_file.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/hash.h"
 #include "runtime/base/json.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
@@ -127,7 +127,7 @@ static rt_status check_head(const app_journal *j, const rt_str *had, const rt_st
 
 static uint64_t hash_of(uint64_t line, const char *text, size_t len)
 {
-    return app_hash(app_hash(APP_HASH_START, &line, sizeof line), text, len);
+    return rt_hash(rt_hash(RT_HASH_START, &line, sizeof line), text, len);
 }
 
 // "NUMBER HASH TEXT". The line's text is not NUL-terminated: the numbers are copied out.

@@ -2,7 +2,7 @@
 // The envelope of a line. batch_body.c reads what is in it.
 #include "launcher/batch_line.h"
 
-#include "launcher/hash.h"
+#include "runtime/base/hash.h"
 
 #include <string.h>
 
@@ -151,7 +151,7 @@ static bool add_hash(void *ctx, const void *bytes, size_t n)
 {
     beginning *b = ctx;
     const size_t most = n < b->left ? n : b->left;
-    b->hash = app_hash(b->hash, bytes, most);
+    b->hash = rt_hash(b->hash, bytes, most);
     b->left -= most;
     return b->left > 0;
 }
@@ -159,7 +159,7 @@ static bool add_hash(void *ctx, const void *bytes, size_t n)
 uint64_t app_batch_line_prefix(const app_batch_line *line)
 {
     enum { PREFIX_BYTES = 1024 };
-    beginning b = {APP_HASH_START, PREFIX_BYTES};
+    beginning b = {RT_HASH_START, PREFIX_BYTES};
     walk_prompt(line, add_hash, &b);
     return b.left == 0 ? b.hash : 0;
 }

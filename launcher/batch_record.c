@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launcher/batch_record.h"
 
-#include "launcher/hash.h"
+#include "runtime/base/hash.h"
 #include "runtime/base/json.h"
 #include "runtime/base/utf8.h"
 
@@ -14,8 +14,8 @@ enum { ID_MAX = 48 };
 
 static void make_id(const app_batch_key *key, const char *prefix, char *out)
 {
-    const uint64_t hash = app_hash(app_hash(APP_HASH_START, &key->job, sizeof key->job), &key->line,
-                                   sizeof key->line);
+    const uint64_t hash =
+        rt_hash(rt_hash(RT_HASH_START, &key->job, sizeof key->job), &key->line, sizeof key->line);
     snprintf(out, ID_MAX, "%s%016llx", prefix, (unsigned long long)hash);
 }
 

@@ -3,8 +3,8 @@
 #include "launcher/eval_documents.h"
 
 #include "launcher/eval_score.h"
-#include "launcher/hash.h"
 #include "launcher/lines.h"
+#include "runtime/base/hash.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
 
@@ -196,7 +196,7 @@ static rt_status read_lines(reader *r, app_lines *lines)
             break;
         r->number++;
         if (line.text)
-            r->out->hash = app_hash(r->out->hash, line.text, line.len);
+            r->out->hash = rt_hash(r->out->hash, line.text, line.len);
         if (app_line_is_blank(&line))
             continue;
         const rt_status status = take_line(r, &line);
@@ -216,7 +216,7 @@ static rt_status read_lines(reader *r, app_lines *lines)
 rt_status app_documents_read(const char *path, const app_encoding *encoding,
                              const app_lengths *lengths, app_documents *out)
 {
-    *out = (app_documents){.hash = APP_HASH_START};
+    *out = (app_documents){.hash = RT_HASH_START};
     reader r = {.path = path, .encoding = encoding, .lengths = lengths, .out = out};
     app_lines *lines;
     const int fd = open(path, O_RDONLY | O_CLOEXEC);

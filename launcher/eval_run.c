@@ -8,7 +8,6 @@
 #include "launcher/eval_report.h"
 #include "launcher/eval_score.h"
 #include "launcher/loading.h"
-#include "launcher/model_hash.h"
 #include "launcher/progress.h"
 #include "launcher/report.h"
 
@@ -16,6 +15,7 @@
 #include "runtime/base/file.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
+#include "runtime/io/model_hash.h"
 
 #include <errno.h>
 #include <libgen.h>
@@ -122,7 +122,7 @@ static rt_status prepare(evaluation *ev, int ranks)
     RT_TRY(describe(ev->args, ranks, &ev->options));
     ev->setting.options = ev->options.data;
     ev->setting.data = ev->documents.hash;
-    RT_TRY(app_model_hash(ev->args->model, &ev->setting.model));
+    RT_TRY(rt_model_hash(ev->args->model, &ev->setting.model));
     RT_TRY(app_store_open(ev->args->resume, &ev->setting, &ev->store));
     for (size_t p = 0; p < ev->policies->count; p++)
         ev->open += (size_t)count_open(ev, &ev->policies->items[p]);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "launcher/model_hash.h"
+#include "runtime/io/model_hash.h"
 
-#include "launcher/hash.h"
 #include "runtime/base/file.h"
+#include "runtime/base/hash.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -21,10 +21,10 @@ static uint64_t add_map(uint64_t hash, const rt_map *map)
 {
     enum { PIECES = 1024, PIECE = 4096 };
     const size_t step = map->len / PIECES > PIECE ? map->len / PIECES : PIECE;
-    hash = app_hash(hash, &map->len, sizeof map->len);
+    hash = rt_hash(hash, &map->len, sizeof map->len);
     for (size_t at = 0; at < map->len; at += step) {
         const size_t left = map->len - at;
-        hash = app_hash(hash, map->data + at, left < PIECE ? left : PIECE);
+        hash = rt_hash(hash, map->data + at, left < PIECE ? left : PIECE);
     }
     return hash;
 }
@@ -35,19 +35,19 @@ static rt_status add_file(const char *folder, const char *name, uint64_t *hash)
     rt_map map;
     RT_TRY(rt_path_join(folder, name, path, sizeof path));
     RT_TRY(rt_map_open(path, &map));
-    *hash = add_map(app_hash(*hash, name, strlen(name)), &map);
+    *hash = add_map(rt_hash(*hash, name, strlen(name)), &map);
     rt_map_close(&map);
     return RT_OK;
 }
 
-rt_status app_model_hash(const char *folder, uint64_t *out)
+rt_status rt_model_hash(const char *folder, uint64_t *out)
 {
     struct dirent **entries;
     const int count = scandir(folder, &entries, is_part, alphasort);
     if (count < 0)
         return RT_FAIL(RT_ERR_IO, "%s: cannot read the folder: %s", folder, strerror(errno));
     rt_status status = RT_OK;
-    uint64_t hash = APP_HASH_START;
+    uint64_t hash = RT_HASH_START;
     for (int i = 0; i < count; i++) {
         if (status == RT_OK)
             status = add_file(folder, entries[i]->d_name, &hash);

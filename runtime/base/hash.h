@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // FNV-1a, to tell files apart; no protection against a forger.
-#ifndef LAUNCHER_HASH_H
-#define LAUNCHER_HASH_H
+#ifndef RT_BASE_HASH_H
+#define RT_BASE_HASH_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#define APP_HASH_START UINT64_C(14695981039346656037)
+#define RT_HASH_START UINT64_C(14695981039346656037)
 
-static inline uint64_t app_hash(uint64_t h, const void *bytes, size_t n)
+static inline uint64_t rt_hash(uint64_t h, const void *bytes, size_t n)
 {
     const unsigned char *at = bytes;
     for (size_t i = 0; i < n; i++)
