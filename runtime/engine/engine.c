@@ -304,6 +304,7 @@ static rt_status open_all(rt_engine *e, const rt_engine_options *options)
         rt_config_warn(&e->config, options->model_dir);
     RT_TRY(rt_engine_device(&e->options, c, &e->dev));
     e->group.dev = e->dev;
+    RT_TRY(rt_engine_compare(e));
     RT_TRY(comm_attach(c, e->dev));
     RT_TRY(rt_engine_size(e));
     return comm_agree(c, open_memory(e));

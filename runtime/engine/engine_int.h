@@ -2,6 +2,7 @@
 // The inside of the engine, shared by its files:
 //   engine.c     opens and closes everything, on all ranks
 //   device.c     which device a rank drives
+//   alike.c      whether all ranks run the same
 //   memory.c     what that takes, and how many KV pages there are
 //   step.c       executes one step command, the same on every rank
 //   graphs.c     forwards that were recorded
@@ -101,6 +102,8 @@ rt_status rt_engine_open_tokenizer(rt_engine *e);
 rt_status rt_engine_configure(rt_engine *e, const rt_engine_options *options);
 rt_status rt_engine_fill(rt_engine *e);
 void rt_engine_empty(rt_engine *e);
+// Collective, between the two: refuses ranks that are not configured alike.
+rt_status rt_engine_compare(const rt_engine *e);
 // Collective, between the two: sets e->pages, or refuses for want of memory.
 rt_status rt_engine_size(rt_engine *e);
 

@@ -5,6 +5,8 @@
 
 #include "runtime/engine/engine.h"
 
+#include <pthread.h>
+
 static char model_dir[PATH_MAX];
 
 // ---- attention -------------------------------------------------------------------
@@ -162,6 +164,87 @@ static void test_engine(void **state)
     refuse_engine(&options, RT_ERR_INVALID, "mask id 96", "config.json");
 }
 
+// ---- ranks ------------------------------------------------------------------------
+
+typedef struct rank {
+    const rt_engine_options *options;
+    comm *comm;
+    rt_status status;
+    char message[512];
+} rank;
+
+static void *open_rank(void *arg)
+{
+    rank *r = arg;
+    rt_engine *e;
+    r->status = rt_engine_open(r->options, r->comm, &e);
+    if (r->status != RT_OK)
+        snprintf(r->message, sizeof r->message, "%s", rt_last_error());
+    comm_close(r->comm);
+    return NULL;
+}
+
+// Both say the same.
+static void refuse_ranks(const rt_engine_options *first, const rt_engine_options *second,
+                         const char *message)
+{
+    comm *c[2];
+    assert_ok(comm_open_threads(2, 60, c));
+    rank ranks[2] = {{.options = first, .comm = c[0]}, {.options = second, .comm = c[1]}};
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, open_rank, &ranks[1]), 0);
+    open_rank(&ranks[0]);
+    pthread_join(thread, NULL);
+    for (int r = 0; r < 2; r++) {
+        assert_int_equal(ranks[r].status, RT_ERR_INVALID);
+        assert_string_equal(ranks[r].message, message);
+    }
+}
+
+static void copy(const char *from, const char *to, long spoiled)
+{
+    FILE *in = fopen(from, "rb"), *out = fopen(to, "wb");
+    assert_true(in && out);
+    for (int byte; (byte = fgetc(in)) != EOF;)
+        fputc(byte ^ (ftell(in) == spoiled), out);
+    fclose(in);
+    assert_int_equal(fclose(out), 0);
+}
+
+static void test_ranks_differ(void **state)
+{
+    (void)state;
+    static const char *const files[] = {"config.json", "generation_config.json", "ids.json",
+                                        "model.safetensors"};
+    const char *other_options = "rank 1 has other options than rank 0: compare their command lines";
+    const rt_engine_options options = usual();
+    rt_engine_options other = usual();
+    other.attention.keep = 0.5;
+    refuse_ranks(&options, &other, other_options);
+    other = usual();
+    other.attention.policy = losa_policy_find("quest");
+    refuse_ranks(&options, &other, other_options);
+    other = usual();
+    other.mask_id = 5;
+    refuse_ranks(
+        &options, &other,
+        "rank 1 has another model than rank 0: compare config.json, block length and mask id");
+    // One bit of a weight.
+    const test_dir dir = test_dir_new();
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        char path[PATH_MAX + 32];
+        snprintf(path, sizeof path, "%s/%s", model_dir, files[i]);
+        copy(path, test_path(&dir, files[i]), i == 3 ? 9000 : 0);
+    }
+    other = usual();
+    other.model_dir = dir.path;
+    refuse_ranks(&options, &other,
+                 "rank 1 has another checkpoint than rank 0: compare the files of their folders");
+    test_dir_remove(&dir);
+}
+
+// ---- requests ---------------------------------------------------------------------
+
 static void refuse_request(rt_engine *e, const rt_request *request, rt_status code,
                            const char *cause)
 {
@@ -229,7 +312,7 @@ int main(void)
         cmocka_unit_test(test_pages),     cmocka_unit_test(test_budgets),
         cmocka_unit_test(test_rules),     cmocka_unit_test(test_shares),
         cmocka_unit_test(test_schedules), cmocka_unit_test(test_engine),
-        cmocka_unit_test(test_requests),
+        cmocka_unit_test(test_requests),  cmocka_unit_test(test_ranks_differ),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
