@@ -155,6 +155,13 @@ static rt_status keep_pages(losa_state *s, const losa_layer_args *args, const ke
     return losa_mark(s, LOSA_STAGE_MASS);
 }
 
+// Collectives are enqueued: only comm waits for them with a deadline.
+static rt_status read_checksum(const losa_state *s, int32_t out[2])
+{
+    RT_TRY(comm_settle(s->group.comm, s->group.dev));
+    return kern_read(s->checksum, 0, out, 2);
+}
+
 // All ranks must hold the same plan. In scope `head` the lists are the rank's own,
 // and only the active sets are compared.
 static rt_status check_plan(losa_state *s, int layer, const kern_batch *batch)
@@ -167,9 +174,9 @@ static rt_status check_plan(losa_state *s, int layer, const kern_batch *batch)
     };
     RT_TRY(kern_plan_checksum(s->group.dev, &args));
     int32_t mine[2], most[2];
-    RT_TRY(kern_read(s->checksum, 0, mine, 2));
+    RT_TRY(read_checksum(s, mine));
     RT_TRY(comm_allreduce(s->group.comm, COMM_CHECK, s->checksum, 2, COMM_MAX));
-    RT_TRY(kern_read(s->checksum, 0, most, 2));
+    RT_TRY(read_checksum(s, most));
     if (most[0] == -most[1])
         return RT_OK;
     int32_t first[2] = {mine[0], mine[1]};

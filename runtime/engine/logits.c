@@ -53,6 +53,7 @@ rt_status rt_logits_rows(rt_engine *e, const int32_t *index, int rows, rt_logits
         RT_TRY(kern_write(e->logits_index, 0, index + first, (size_t)n));
         RT_TRY(rt_model_head(e->model, e->logits_index, n, &logits));
         RT_TRY(comm_allgather(e->group.comm, COMM_VOCAB, logits, (size_t)n * width, e->gathered));
+        RT_TRY(comm_settle(e->group.comm, e->dev)); // a read would wait without a deadline
         if (rt_engine_is_root(e) && emitted == RT_OK)
             emitted = emit_rows(e, (size_t)n, width, emit, ctx);
     }
