@@ -104,6 +104,8 @@ static rt_status run_dense(rt_engine *e, rt_probe *p, const rt_batch_args *args)
     dense.count = p->count;
     dense.scan = dense.sparse = 0;
     dense.use_cache = dense.recorded = false;
+    if (e->trace)
+        rt_trace_forward(e->trace, 0, NULL);
     RT_TRY(rt_batch_build(&p->batch, &dense));
     RT_TRY(losa_begin(e->attention, p->count));
     return rt_model_forward(e->model, &p->batch.kern, e->attention, e->kv.kv);

@@ -121,6 +121,8 @@ static rt_status write_plan(rt_trace *t, const losa_view *view, int seg, int row
 
 void rt_trace_layer(rt_trace *t, const losa_view *view)
 {
+    if (!t->args)
+        return;
     for (int seg = 0, row0 = 0; seg < t->args->count && t->status == RT_OK; seg++) {
         if (t->args->segments[seg]->kind != KERN_SEG_PREFILL)
             note(t, write_plan(t, view, seg, row0));

@@ -14,7 +14,8 @@ typedef struct rt_trace rt_trace;
 
 // Starts the file with `head`, over whatever it held.
 rt_status rt_trace_open(const char *path, const Pb__TraceHead *head, rt_trace **out);
-// A forward begins; the arguments are borrowed until the next one.
+// A forward begins; the arguments are borrowed until the next one. NULL: it is not of the run,
+// and its layers are not written.
 void rt_trace_forward(rt_trace *t, uint64_t number, const rt_batch_args *args);
 void rt_trace_layer(rt_trace *t, const losa_view *view);
 // Completes the file; the first failure there was.

@@ -56,6 +56,41 @@ static void probing_changes_nothing(void **state)
     }
 }
 
+static char *read_all(const char *path, size_t *len)
+{
+    FILE *file = fopen(path, "rb");
+    char *bytes = malloc(1 << 20);
+    assert_true(file && bytes);
+    *len = fread(bytes, 1, 1 << 20, file);
+    assert_in_range(*len, 1, (1 << 20) - 1);
+    fclose(file);
+    return bytes;
+}
+
+// The second forward is not one of the run's: a trace holds the plans of the first.
+static void the_trace_is_the_same(void **state)
+{
+    (void)state;
+    const test_dir dir = test_dir_new();
+    for (int ranks = 1; ranks <= 2; ranks++) {
+        char *bytes[2];
+        size_t len[2];
+        for (int probed = 0; probed < 2; probed++) {
+            engine_answer answers[ENGINE_MIX];
+            rt_engine_options o = options("losa", 2 * PAGE, probed);
+            o.trace_plans = test_path(&dir, probed ? "probed" : "plain");
+            assert_true((run(&o, ranks, answers).positions > 0) == probed);
+            engine_free(answers, ENGINE_MIX);
+            bytes[probed] = read_all(o.trace_plans, &len[probed]);
+        }
+        assert_int_equal(len[1], len[0]);
+        assert_memory_equal(bytes[1], bytes[0], len[0]);
+        free(bytes[0]);
+        free(bytes[1]);
+    }
+    test_dir_remove(&dir);
+}
+
 static rt_probed measure(const rt_engine_options *o, int ranks)
 {
     engine_answer answers[ENGINE_MIX];
@@ -109,6 +144,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(probing_changes_nothing),
+        cmocka_unit_test(the_trace_is_the_same),
         cmocka_unit_test(a_larger_budget_is_nearer_to_dense),
         cmocka_unit_test(company_and_ranks_change_nothing),
     };
