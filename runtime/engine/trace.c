@@ -121,7 +121,7 @@ static rt_status write_plan(rt_trace *t, const losa_view *view, int seg, int row
 
 void rt_trace_layer(rt_trace *t, const losa_view *view)
 {
-    if (!t->args)
+    if (!t->args || !t->file)
         return;
     for (int seg = 0, row0 = 0; seg < t->args->count && t->status == RT_OK; seg++) {
         if (t->args->segments[seg]->kind != KERN_SEG_PREFILL)
@@ -181,9 +181,9 @@ static rt_status finish(rt_trace *t)
 
 rt_status rt_trace_end(rt_trace *t)
 {
-    if (t->status != RT_OK)
-        return RT_FAIL(t->status, "%s", t->error);
-    return finish(t);
+    if (t->status == RT_OK && t->file)
+        note(t, finish(t));
+    return t->status == RT_OK ? RT_OK : RT_FAIL(t->status, "%s", t->error);
 }
 
 void rt_trace_close(rt_trace *t)

@@ -18,7 +18,7 @@ rt_status rt_trace_open(const char *path, const Pb__TraceHead *head, rt_trace **
 // and its layers are not written.
 void rt_trace_forward(rt_trace *t, uint64_t number, const rt_batch_args *args);
 void rt_trace_layer(rt_trace *t, const losa_view *view);
-// Completes the file; the first failure there was.
+// Completes the file, to which nothing is added afterwards; the first failure there was.
 rt_status rt_trace_end(rt_trace *t);
 void rt_trace_close(rt_trace *t); // a file without an end is refused by its reader
 

@@ -91,6 +91,31 @@ static void the_trace_is_the_same(void **state)
     test_dir_remove(&dir);
 }
 
+// What comes after its end is not traced, and it ends once.
+static void a_trace_ends_once(void **state)
+{
+    (void)state;
+    const test_dir dir = test_dir_new();
+    rt_engine_options o = options("losa", 2 * PAGE, 0);
+    o.trace_plans = test_path(&dir, "trace");
+    rt_request requests[ENGINE_MIX];
+    engine_answer answers[2] = {0};
+    size_t len[2];
+    engine_case c;
+    engine_mix(requests, TINY_VOCAB, false);
+    engine_open(&c, &o, 1);
+    for (int i = 0; i < 2; i++) {
+        engine_submit(&c, &requests[0], &answers[i]);
+        engine_drain(&c);
+        assert_ok(rt_engine_end_trace(c.root));
+        free(read_all(o.trace_plans, &len[i]));
+    }
+    assert_int_equal(len[1], len[0]);
+    engine_close(&c);
+    engine_free(answers, 2);
+    test_dir_remove(&dir);
+}
+
 static rt_probed measure(const rt_engine_options *o, int ranks)
 {
     engine_answer answers[ENGINE_MIX];
@@ -145,6 +170,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(probing_changes_nothing),
         cmocka_unit_test(the_trace_is_the_same),
+        cmocka_unit_test(a_trace_ends_once),
         cmocka_unit_test(a_larger_budget_is_nearer_to_dense),
         cmocka_unit_test(company_and_ranks_change_nothing),
     };
