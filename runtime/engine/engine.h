@@ -179,6 +179,7 @@ typedef struct rt_stats {
     uint64_t prefix_tokens_read; // per KV head and layer summed; all ranks
     uint64_t prefix_bytes_read;  // K, V and page metadata, all ranks
     uint64_t exchange_bytes;     // masks and page scores, all ranks; shared equally in a forward
+    // From admission until the prompt is read, by this request or others; from there to the end.
     double prefill_seconds, decode_seconds;
 } rt_stats;
 

@@ -69,6 +69,7 @@ struct rt_engine {
     int leaving;               // sessions that this step delivers
     uint32_t next_session;
     uint64_t sequence;
+    double step_began; // the command that is executed; everybody in it was admitted before
     double forward_seconds;
 
     // Where rank 0 receives the rows of a logits step.

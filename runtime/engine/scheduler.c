@@ -44,7 +44,7 @@ static rt_status after_segment(rt_engine *e, const Pb__Segment *segment, bool al
         return RT_OK;
     }
     if (s->prefilled_at == 0)
-        s->prefilled_at = s->admitted_at; // a prompt shorter than a block
+        s->prefilled_at = e->step_began; // too short to be read, or others had read it
     if (segment->kind != KERN_SEG_COMMIT || alone)
         tell_step(s, segment->kind);
     if (segment->kind == KERN_SEG_COMMIT) {
@@ -90,6 +90,7 @@ static void deliver_finished(rt_engine *e)
 
 static rt_status run_command(rt_engine *e, const rt_command *c)
 {
+    e->step_began = rt_clock_now();
     RT_TRY(rt_step_send(e, &c->step));
     RT_TRY(rt_step_execute(e, &c->step));
     for (int i = 0; i < c->count; i++)

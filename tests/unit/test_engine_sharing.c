@@ -386,6 +386,36 @@ static void test_switched_off(void **state)
     free_prompts(requests, 2);
 }
 
+// ---- time -----------------------------------------------------------------------------
+
+// Whoever waits for a prompt that another one reads is not decoding meanwhile.
+static void test_seconds(void **state)
+{
+    (void)state;
+    rt_engine_options o = tiny_options(BLOCK_4, 16);
+    o.prefill_chunk = 12;
+    const rt_request requests[2] = {ask(0, 96, 96, 0, 5), ask(0, 96, 96, 0, 5)};
+    engine_answer a[2] = {0};
+    engine_case c;
+    engine_open(&c, &o, 1);
+    for (int i = 0; i < 2; i++)
+        engine_submit(&c, &requests[i], &a[i]);
+    while (a[0].prefilled < 8)
+        step(&c);
+    const rt_session *reader = c.root->sessions, *waiter = reader->next;
+    const double read = reader->prefilled_at;
+    assert_true(read > reader->admitted_at);
+    step(&c);
+    assert_true(waiter->prefilled_at >= read && waiter->prefilled_at == c.root->step_began);
+    drain(&c);
+    engine_close(&c);
+    assert_int_equal(a[1].stats.shared_tokens, 96);
+    for (int i = 0; i < 2; i++)
+        assert_true(a[i].stats.prefill_seconds > 0 && a[i].stats.decode_seconds > 0);
+    engine_free(a, 2);
+    free_prompts(requests, 2);
+}
+
 // ---- cancelled --------------------------------------------------------------------------
 
 // The reader of a document is cancelled after any number of steps, and the next one too:
@@ -481,7 +511,7 @@ int main(void)
         cmocka_unit_test(test_kept),         cmocka_unit_test(test_shifted),
         cmocka_unit_test(test_evicted),      cmocka_unit_test(test_logits_between),
         cmocka_unit_test(test_switched_off), cmocka_unit_test(test_writer_cancelled),
-        cmocka_unit_test(test_traffic),
+        cmocka_unit_test(test_seconds),      cmocka_unit_test(test_traffic),
     };
     return cmocka_run_group_tests_name("engine sharing", tests, NULL, NULL);
 }
