@@ -45,16 +45,17 @@ static rt_status after_segment(rt_engine *e, const Pb__Segment *segment, bool al
     }
     if (s->prefilled_at == 0)
         s->prefilled_at = e->step_began; // too short to be read, or others had read it
-    if (segment->kind != KERN_SEG_COMMIT || alone)
-        tell_step(s, segment->kind);
-    if (segment->kind == KERN_SEG_COMMIT) {
-        s->forwards += alone ? 1 : 0;
-        return RT_OK;
-    }
+    const bool commit = segment->kind == KERN_SEG_COMMIT;
+    if (commit && !alone)
+        return RT_OK; // the step beside it counts for both
     s->forwards++;
-    s->steps++;
+    if (!commit)
+        s->steps++;
     if (rt_segment_opens(segment))
         s->blocks++;
+    tell_step(s, segment->kind);
+    if (commit || s->finished) // cancelled by this very call
+        return RT_OK;
     return rt_session_progress(e, s, slot);
 }
 

@@ -134,6 +134,61 @@ static void test_cancel(void **state)
     engine_free(a, N);
 }
 
+typedef struct canceller {
+    rt_engine *e;
+    int texts;
+    size_t ids_len;
+    rt_finish finish;
+    rt_stats stats;
+} canceller;
+
+static void cancel_in_step(void *ctx, rt_session_id id, rt_step_kind kind)
+{
+    const canceller *c = ctx;
+    (void)kind;
+    rt_engine_cancel(c->e, id);
+}
+
+static void count_text(void *ctx, rt_session_id id, const char *text, size_t len)
+{
+    canceller *c = ctx;
+    (void)id, (void)text, (void)len;
+    c->texts++;
+}
+
+static void keep_end(void *ctx, rt_session_id id, const rt_result *r)
+{
+    canceller *c = ctx;
+    (void)id;
+    c->ids_len = r->ids_len;
+    c->finish = r->finish;
+    c->stats = r->stats;
+}
+
+// What the step unmasked is not taken any more: here it would be the whole answer.
+static void test_cancel_in_step(void **state)
+{
+    (void)state;
+    const rt_engine_options o = tiny_options(1, CONTEXT);
+    engine_case c;
+    engine_open(&c, &o, 1);
+    canceller at = {.e = c.root};
+    rt_request r = slow_request(8, BLOCK);
+    r.strategy = RT_STRATEGY_DYNAMIC;
+    r.threshold = 0;
+    r.on_step = cancel_in_step;
+    r.on_text = count_text;
+    r.on_done = keep_end;
+    r.ctx = &at;
+    rt_session_id id;
+    assert_ok(rt_engine_submit(c.root, &r, &id));
+    engine_drain(&c);
+    engine_close(&c);
+    assert_int_equal(at.finish, RT_FINISH_CANCELLED);
+    assert_int_equal(at.ids_len + (size_t)at.texts, 0);
+    assert_true(at.stats.forwards == 1 && at.stats.steps == 1 && at.stats.blocks == 1);
+}
+
 // Closing with requests left: nobody is told, nothing leaks, every rank ends.
 static void test_close_early(void **state)
 {
@@ -464,6 +519,7 @@ int main(void)
         cmocka_unit_test(test_submit_while_running),
         cmocka_unit_test(test_idle_and_again),
         cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_cancel_in_step),
         cmocka_unit_test(test_close_early),
         cmocka_unit_test(test_never_fits),
         cmocka_unit_test(test_waiting_for_pages),
