@@ -20,12 +20,11 @@ static double ratio(uint64_t part, uint64_t whole, double otherwise)
     return whole ? (double)part / (double)whole : otherwise;
 }
 
-// Values in K and V of one token, and in the metadata of one page, in one list.
-static uint64_t values_per_list(const rt_engine *e)
+// KV heads of a rank that read what one list says. Ranks count by lists.
+static uint64_t heads_per_list(const rt_engine *e)
 {
     const bool shared = e->options.attention.scope == LOSA_SCOPE_SHARED;
-    const uint64_t heads = shared ? (uint64_t)e->plan.kv_heads.count : 1;
-    return heads * (uint64_t)e->config.head_dim * 2;
+    return shared ? (uint64_t)e->plan.kv_heads.count : 1;
 }
 
 static void sum_results(const rt_engine *e, Pb__Result *const *results, rt_stats *st)
@@ -50,11 +49,13 @@ static void sum_results(const rt_engine *e, Pb__Result *const *results, rt_stats
     st->density_total = ratio(sum.read_total, sum.prefix_total, 1);
     st->active_share = ratio(sum.active_later, sum.rows_later, 1);
     st->union_inflation = ratio(sum.union_pages, sum.budget_pages, 1);
-    st->prefix_tokens_read = sum.read_total;
+    const uint64_t heads = heads_per_list(e), values = 2 * (uint64_t)e->config.head_dim;
+    const kern_dtype kv = kern_dev_kv_dtype(e->dev);
     const kern_dtype bound = kern_dev_bound_dtype(e->dev, e->config.head_dim);
+    st->prefix_tokens_read = heads * sum.read_total;
     st->prefix_bytes_read =
-        values_per_list(e) * (sum.read_total * kern_dtype_size(kern_dev_kv_dtype(e->dev)) +
-                              sum.scanned * kern_dtype_size(bound));
+        heads * values *
+        (sum.read_total * kern_dtype_size(kv) + sum.scanned * kern_dtype_size(bound));
     st->exchange_bytes = sum.exchange_bytes;
 }
 

@@ -114,18 +114,19 @@ static void equal(const json_t *got, const char *path, double want)
         fail_msg("%s is %.9g, the trace says %.9g", path, value, want);
 }
 
-// Every rank counts what it reads: the ranks that hold a list count it all.
+// Every rank counts what its KV heads read; a head that several ranks hold counts for each.
 static void check_statistics(const json_t *got, const summary *s, const question *q, int ranks)
 {
     const bool shared = strcmp(q->scope, "shared") == 0;
-    const int holders = shared ? ranks : ranks > KV_HEADS ? ranks / KV_HEADS : 1;
+    const int heads = ranks > KV_HEADS ? ranks : KV_HEADS;
+    const int readers = shared ? heads : heads / KV_HEADS; // of a list
     assert_int_equal(s->lists, shared ? 1 : KV_HEADS);
     assert_true(s->plans > 0 && s->prefix_later > 0);
     equal(got, "stats.density_later", (double)s->read_later / (double)s->prefix_later);
     equal(got, "stats.density_steps", (double)s->read_steps / (double)s->prefix_steps);
     equal(got, "stats.density_total", (double)s->read / (double)s->prefix);
     equal(got, "stats.active_share", (double)s->active_later / (double)s->rows_later);
-    equal(got, "stats.prefix_tokens_read", (double)s->read * holders);
+    equal(got, "stats.prefix_tokens_read", (double)s->read * readers);
 }
 
 static void same_files(const char *a, const char *b)
