@@ -66,7 +66,7 @@ static rt_status check_decoding(const Pb__Request *r)
 {
     RT_TRY(pb_check_int("request.max_tokens", r->max_tokens, 0, PB_TOKENS_MAX));
     RT_TRY(pb_check_int("request.strategy", r->strategy, 0, PB_STRATEGIES - 1));
-    RT_TRY(pb_check_int("request.steps", r->steps, 0, PB_TOKENS_MAX));
+    RT_TRY(pb_check_int("request.steps", r->steps, 1, PB_TOKENS_MAX));
     RT_TRY(check_real("request.threshold", r->threshold, 0, DBL_MAX));
     RT_TRY(pb_check_int("request.sub_block", r->sub_block, 0, PB_TOKENS_MAX));
     RT_TRY(check_real("request.temperature", r->temperature, 0, DBL_MAX));

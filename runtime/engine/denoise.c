@@ -174,7 +174,7 @@ static bool predicts_next(const rt_denoise *d, const Pb__Segment *s, const rt_sl
            next < slot->capacity && (slot->state[next] & KERN_ROW_MASKED);
 }
 
-static void collect_rows(rt_denoise *d, const rt_batch *batch, const rt_batch_args *args)
+static rt_status collect_rows(rt_denoise *d, const rt_batch *batch, const rt_batch_args *args)
 {
     d->work = (rt_denoise_work){0};
     for (int i = 0; i < args->count; i++) {
@@ -183,16 +183,21 @@ static void collect_rows(rt_denoise *d, const rt_batch *batch, const rt_batch_ar
         const int end_row = batch->host[RT_BATCH_SEG_ROW0][i + 1];
         const int end = (int)(s->first + s->count);
         const int denoised = rt_segment_denoised(s, d->shape.block);
+        const bool predicts = predicts_next(d, s, slot);
+        if (d->work.rows + (predicts ? 1 : denoised) > d->shape.max_rows)
+            return RT_FAIL(RT_ERR_INTERNAL, "step: more than %d rows of the head",
+                           d->shape.max_rows);
         if (denoised)
             add_block(d, slot, end_row - denoised, end - denoised);
-        else if (predicts_next(d, s, slot))
+        else if (predicts)
             add_head_row(d, slot, end_row - 1, end);
     }
+    return RT_OK;
 }
 
 rt_status rt_denoise_prepare(rt_denoise *d, const rt_batch *batch, const rt_batch_args *args)
 {
-    collect_rows(d, batch, args);
+    RT_TRY(collect_rows(d, batch, args));
     return d->work.rows ? kern_write(d->orders, 0, d->orders_host, kern_buf_count(d->orders))
                         : RT_OK;
 }

@@ -41,6 +41,7 @@ typedef struct rt_slot {
     int block_step;  // steps it has had
     int steps_done;  // denoising steps of the whole request
     int unread;      // tokens unmasked since the block's rows last read the prefix
+    unsigned kinds;  // 1 << KERN_SEG_*, of its segments in the step that is executed
     rt_reading reading;
 } rt_slot;
 

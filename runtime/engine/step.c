@@ -76,6 +76,10 @@ static rt_status unpack_results(rt_engine *e, const rt_slot *slot, const char *f
         size_t len = 0;
         RT_TRY(pb_frame_size(frame, PB_RESULT_FRAME_MAX, &len));
         RT_TRY(pb_result_unpack(frame, len, &out[r]));
+        if (out[r]->session != slot->session || out[r]->rank != (uint32_t)r)
+            return RT_FAIL(RT_ERR_INTERNAL,
+                           "session %u: rank %d sent rank %u's result of session %u", slot->session,
+                           r, out[r]->rank, out[r]->session);
         if (out[r]->ids_hash != out[0]->ids_hash)
             return RT_FAIL(RT_ERR_INTERNAL, "session %u: rank %d holds other tokens than rank 0",
                            slot->session, r);
@@ -140,28 +144,65 @@ static rt_status admit_slots(rt_engine *e, const Pb__Step *step)
 
 // ---- forward --------------------------------------------------------------------------
 
-// Checks a segment against its slot: whole blocks inside the request, starting where the
-// committed tokens end, or after the block that this step commits. The first segment of all
-// may start where the tokens end that others wrote.
-static rt_status check_segment(const rt_engine *e, const Pb__Segment *s)
+// A FIRST segment may hold the finished block before its own, and the last chunk of a prompt
+// whose logits are wanted may end anywhere.
+static bool is_sized(const Pb__Segment *s, uint32_t block)
 {
-    const bool known = s->slot < (uint32_t)e->options.max_sessions && e->slots[s->slot].used;
-    const rt_slot *slot = known ? &e->slots[s->slot] : NULL;
-    const uint32_t block = (uint32_t)e->config.block_length;
-    const uint32_t committed = known ? (uint32_t)slot->committed : 0;
-    const uint32_t shared = known && committed == 0 ? (uint32_t)slot->shared : 0;
-    const bool follows = s->first == committed ||
-                         (s->kind == KERN_SEG_FIRST && s->first == committed + block) ||
-                         (s->first <= shared && s->first % (uint32_t)e->kv.page == 0);
-    if (known && s->first % block == 0 && s->count >= 1 && follows &&
-        s->first + s->count <= (uint32_t)slot->capacity)
-        return RT_OK;
-    return RT_FAIL(RT_ERR_INTERNAL, "segment of slot %u at %u, %u tokens, does not fit its request",
-                   s->slot, s->first, s->count);
+    if (s->kind == KERN_SEG_PREFILL)
+        return s->count > 0;
+    return s->count == block || (s->kind == KERN_SEG_FIRST && s->count == 2 * block);
+}
+
+// A segment starts where the committed tokens end, or after the block that this step commits.
+// The first of all may start where the tokens end that others wrote.
+static bool follows(const rt_engine *e, const rt_slot *slot, const Pb__Segment *s)
+{
+    const uint32_t block = (uint32_t)e->config.block_length, committed = (uint32_t)slot->committed;
+    const uint32_t shared = committed == 0 ? (uint32_t)slot->shared : 0;
+    return s->first == committed || (s->kind == KERN_SEG_FIRST && s->first == committed + block) ||
+           (s->first <= shared && s->first % (uint32_t)e->kv.page == 0);
+}
+
+// A slot has one segment in a step, or commits a block beside the first step of the next.
+static bool is_alone(const rt_slot *slot, const Pb__Segment *s)
+{
+    const unsigned beside = s->kind == KERN_SEG_COMMIT  ? 1u << KERN_SEG_FIRST
+                            : s->kind == KERN_SEG_FIRST ? 1u << KERN_SEG_COMMIT
+                                                        : 0;
+    return (slot->kinds & ~beside) == 0;
+}
+
+// Checks a segment against its slot, and notes it there.
+static rt_status check_segment(rt_engine *e, const Pb__Segment *s)
+{
+    const int block = e->config.block_length;
+    if (s->slot >= (uint32_t)e->options.max_sessions || !e->slots[s->slot].used)
+        return RT_FAIL(RT_ERR_INTERNAL, "segment of slot %u, which is not in use", s->slot);
+    rt_slot *slot = &e->slots[s->slot];
+    if (!is_sized(s, (uint32_t)block))
+        return RT_FAIL(RT_ERR_INTERNAL,
+                       "segment of slot %u: kind %u with %u tokens, in blocks of %d", s->slot,
+                       s->kind, s->count, block);
+    if (s->first % (uint32_t)block != 0 || !follows(e, slot, s))
+        return RT_FAIL(RT_ERR_INTERNAL, "segment of slot %u: starts at %u, where %d are committed",
+                       s->slot, s->first, slot->committed);
+    if (s->first + s->count > (uint32_t)slot->capacity)
+        return RT_FAIL(RT_ERR_INTERNAL, "segment of slot %u: %u tokens at %u, there are %d",
+                       s->slot, s->count, s->first, slot->capacity);
+    if (!is_alone(slot, s))
+        return RT_FAIL(RT_ERR_INTERNAL,
+                       "segment of slot %u: kind %u, which it cannot have with others", s->slot,
+                       s->kind);
+    if (s->probe && rt_segment_denoised(s, block) == 0)
+        return RT_FAIL(RT_ERR_INTERNAL,
+                       "segment of slot %u: a probe of kind %u, which has no block", s->slot,
+                       s->kind);
+    slot->kinds |= 1u << s->kind;
+    return RT_OK;
 }
 
 // Numbers of segments that scan, and that follow a page plan; they lead.
-static rt_status count_sparse(const rt_engine *e, const Pb__Step *step, rt_batch_args *args)
+static rt_status count_sparse(rt_engine *e, const Pb__Step *step, rt_batch_args *args)
 {
     int last = 0;
     for (size_t i = 0; i < step->n_segments; i++) {
@@ -236,6 +277,7 @@ static void advance(rt_engine *e, const rt_batch_args *args)
         rt_slot *slot = &e->slots[s->slot];
         const int end = (int)(s->first + s->count);
         slot->committed = end - rt_segment_denoised(s, args->block);
+        slot->kinds = 0;
     }
 }
 

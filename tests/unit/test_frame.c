@@ -271,7 +271,8 @@ static void test_ranges(void **state)
     REFUSED(request[0].max_tokens = UINT32_MAX,
             "request.max_tokens is 4294967295, allowed are 0 to 1048576");
     REFUSED(request[0].strategy = 4, "request.strategy is 4, allowed are 0 to 3");
-    REFUSED(request[0].steps = 1 << 21, "request.steps is 2097152, allowed are 0 to 1048576");
+    REFUSED(request[0].steps = 1 << 21, "request.steps is 2097152, allowed are 1 to 1048576");
+    REFUSED(request[0].steps = 0, "request.steps is 0, allowed are 1 to 1048576");
     REFUSED(request[0].top_k = 1U << 31,
             "request.top_k is 2147483648, allowed are 0 to 2147483647");
     REFUSED(request[0].top_p = 1.5, "request.top_p is 1.5, allowed are 0 to 1");
