@@ -45,7 +45,7 @@ bool rt_engine_is_root(const rt_engine *e)
 int rt_engine_pages(const rt_engine *e, int span)
 {
     const int page = e->options.attention.page;
-    return (span + page - 1) / page;
+    return span / page + (span % page != 0); // a context may be near INT_MAX
 }
 
 // ---- opening ---------------------------------------------------------------------------

@@ -215,6 +215,16 @@ static int pages_of(int prompt, int tokens)
     return (prompt + tokens + BLOCK - 1) / BLOCK * BLOCK / PAGE;
 }
 
+static void test_pages_of_a_span(void **state)
+{
+    (void)state;
+    const rt_engine e = {.options.attention.page = 16};
+    assert_int_equal(rt_engine_pages(&e, 0), 0);
+    assert_int_equal(rt_engine_pages(&e, 16), 1);
+    assert_int_equal(rt_engine_pages(&e, 17), 2);
+    assert_int_equal(rt_engine_pages(&e, INT_MAX), 1 << 27);
+}
+
 static void test_never_fits(void **state)
 {
     (void)state;
@@ -520,6 +530,7 @@ int main(void)
         cmocka_unit_test(test_idle_and_again),
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_cancel_in_step),
+        cmocka_unit_test(test_pages_of_a_span),
         cmocka_unit_test(test_close_early),
         cmocka_unit_test(test_never_fits),
         cmocka_unit_test(test_waiting_for_pages),
