@@ -75,7 +75,7 @@ struct rt_engine {
     // Where rank 0 receives the rows of a logits step.
     rt_logits_fn *emit;
     void *emit_ctx;
-    kern_buf *gathered; // f32 [ranks, RT_LOGITS_ROWS, widest shard]; made by the first logits step
+    kern_buf *gathered;     // f32 [ranks, RT_LOGITS_ROWS, widest shard]; see rt_logits_open
     kern_buf *logits_index; // i32 [RT_LOGITS_ROWS], likewise
 };
 
@@ -114,6 +114,9 @@ rt_status rt_step_receive(rt_engine *e, Pb__Step **out);
 rt_status rt_step_execute(rt_engine *e, const Pb__Step *step);
 void rt_step_drop_results(rt_engine *e);
 
+// The buffers of the next two, once: with an engine that probes, whose memory plan counts them,
+// or by the first logits step.
+rt_status rt_logits_open(rt_engine *e);
 // All ranks: the logits of rows of the last forward, handed to `emit` on rank 0.
 rt_status rt_logits_rows(rt_engine *e, const int32_t *index, int rows, rt_logits_fn *emit,
                          void *ctx);

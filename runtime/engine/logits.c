@@ -35,16 +35,23 @@ free_rows:
     return status;
 }
 
+rt_status rt_logits_open(rt_engine *e)
+{
+    const size_t ranks = (size_t)comm_ranks(e->group.comm), width = (size_t)e->plan.vocab_rows;
+    if (e->gathered)
+        return RT_OK;
+    kern_use_for(e->dev, KERN_USE_BATCH);
+    RT_TRY(kern_buf_new(e->dev, KERN_I32, RT_LOGITS_ROWS, "rows of logits", &e->logits_index));
+    return kern_buf_new(e->dev, KERN_F32, ranks * RT_LOGITS_ROWS * width, "gathered logits",
+                        &e->gathered);
+}
+
 rt_status rt_logits_rows(rt_engine *e, const int32_t *index, int rows, rt_logits_fn *emit,
                          void *ctx)
 {
     // The last rank's shard may be narrower; it sends as much as the others.
-    const size_t ranks = (size_t)comm_ranks(e->group.comm), width = (size_t)e->plan.vocab_rows;
-    if (!e->gathered) {
-        RT_TRY(kern_buf_new(e->dev, KERN_F32, ranks * RT_LOGITS_ROWS * width, "gathered logits",
-                            &e->gathered));
-        RT_TRY(kern_buf_new(e->dev, KERN_I32, RT_LOGITS_ROWS, "rows of logits", &e->logits_index));
-    }
+    const size_t width = (size_t)e->plan.vocab_rows;
+    RT_TRY(rt_logits_open(e));
     // The other ranks go through all rows: what fails on rank 0 alone waits for the end.
     rt_status emitted = RT_OK;
     for (int first = 0; first < rows; first += RT_LOGITS_ROWS) {

@@ -35,6 +35,7 @@ static rt_status open_parts(rt_engine *e, int max_pages, rt_probe *p)
     RT_TRY(RT_ALLOC(p->sparse_row, rows, "probes"));
     RT_TRY(RT_ALLOC(p->dense_row, rows, "probes"));
     RT_TRY(RT_ALLOC(p->slot, rows, "probes"));
+    RT_TRY(rt_logits_open(e));
     return rt_batch_open(e->dev, (int)rows, (int)sessions, max_pages, &p->batch);
 }
 

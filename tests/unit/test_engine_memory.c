@@ -96,6 +96,9 @@ static void test_taken(void **state)
     other.qkv_bias = other.qk_norm = other.shifted = other.tied_head = true;
     const rt_engine_options o = options_of(&other);
     check_taken(&o, 2);
+    rt_engine_options probed = options_of(&small);
+    probed.probe_every = 1;
+    check_taken(&probed, 2);
     rt_engine_options little = options_of(&small);
     little.context = 48;
     check_taken(&little, 2);
