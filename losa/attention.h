@@ -30,7 +30,8 @@ rt_status losa_open(const par_group *group, const par_plan *plan, const losa_con
 void losa_close(losa_state *s);
 
 // Where segments of this kind (KERN_SEG_*) stand in a batch: those that scan first (0),
-// then those that read a kept list only (1), then those that read everything (2).
+// then the others with a plan, of a kept list or of no reader at all (1), then those that read
+// everything (2).
 int losa_kind_order(const losa_config *config, int seg_kind);
 
 // Whether blocks keep (o_p, L_p) and remembered tokens from step to step: the engine

@@ -27,7 +27,7 @@ enum {
     PB_PAGES_MAX = 1 << 20,              // a page holds at least one token
     PB_SLOTS_MAX = 1 << 16,              // requests that run at the same time
     PB_RANKS_MAX = 1 << 16,
-    PB_SEGMENTS_MAX = 4 * PB_SLOTS_MAX, // a slot has one segment of each kind at most
+    PB_SEGMENTS_MAX = 2 * PB_SLOTS_MAX, // of a slot: a commit and the first step behind it
     PB_SEGMENT_KINDS = 7,               // KERN_SEG_PREFILL .. KERN_SEG_REST
     PB_STRATEGIES = 4,                  // RT_STRATEGY_SEQUENTIAL .. RT_STRATEGY_ENTROPY
 };

@@ -58,7 +58,7 @@ typedef struct rt_pagebook_shape {
 
 // What a request holds, from rt_pagebook_take to rt_pagebook_give.
 typedef struct rt_holding {
-    uint32_t holder; // never 0; later requests have greater ones
+    uint32_t holder; // not 0 where it has units; later requests have greater ones
     int32_t *pages;  // [page_count], in logical order
     int page_count;
     int32_t *units; // [unit_count]: of the first pages

@@ -141,6 +141,7 @@ static rt_status check_room(const rt_engine *e, rt_session *s)
 
 static rt_status copy_stops(const rt_request *r, rt_session *s)
 {
+    s->request.stops = NULL;
     s->request.stops_len = 0;
     RT_TRY(RT_ALLOC(s->stops, r->stops_len, "stop strings"));
     for (size_t i = 0; i < r->stops_len; i++) {
