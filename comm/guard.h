@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A limit for what cannot be given one: MPI's own start and end wait for all ranks
-// without a deadline, and no heart beats then.
+// A limit for what cannot be given one: MPI's own start, groups and end wait for all ranks
+// without a deadline, where no heart beats or nobody has died.
 #ifndef COMM_GUARD_H
 #define COMM_GUARD_H
 
