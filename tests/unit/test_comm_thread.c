@@ -139,9 +139,14 @@ static void test_deadline(void **state)
     for (int r = 0; r < 3; r += 2) {
         char want[80];
         snprintf(want, sizeof want, "rank %d: gather number 2: no answer within 0.3 s", r);
-        late += m[r].status == RT_ERR_TIMEOUT && strcmp(m[r].message, want) == 0;
-        assert_true(m[r].status == RT_ERR_TIMEOUT || m[r].status == RT_ERR_COMM);
-        assert_true(m[r].waited >= 0.25 && m[r].waited < 0.9);
+        const bool timeout = m[r].status == RT_ERR_TIMEOUT;
+        assert_true(timeout || m[r].status == RT_ERR_COMM);
+        assert_true(m[r].waited < 0.9);
+        if (timeout) { // the other one may have come later
+            assert_string_equal(m[r].message, want);
+            assert_true(m[r].waited >= 0.25);
+            late++;
+        }
     }
     assert_true(late >= 1); // the first one wakes the other
     assert_int_equal(m[1].status, RT_ERR_COMM);
