@@ -5,6 +5,7 @@
 #include "launcher/model_options.h"
 
 #include "runtime/base/mem.h"
+#include "runtime/io/model_hash.h"
 
 #include <stdio.h>
 
@@ -52,6 +53,20 @@ static rt_status group_size(comm *c, const app_batch_args *args, int *out)
     return RT_OK;
 }
 
+// Groups that answer by other weights would never be noticed: no token of theirs is compared.
+static rt_status check_checkpoint(const app_batch_rank *at, const app_batch_args *args,
+                                  const app_batch_job *job)
+{
+    uint64_t hash = job->model_hash;
+    if (args->model)
+        RT_TRY(rt_model_hash(args->model, &hash));
+    if (hash == job->model_hash)
+        return RT_OK;
+    return RT_FAIL(RT_ERR_INVALID,
+                   "rank %d has another checkpoint than rank 0: compare the files of their folders",
+                   comm_rank(at->world));
+}
+
 static rt_status form_groups(app_batch_rank *at, const app_batch_args *args)
 {
     int size;
@@ -83,6 +98,7 @@ static rt_status run_all(app_batch_rank *at, app_batch_args *args, app_batch_job
     comm_watch_signal(at->world, app_signal, args->grace + CLOSING_SECONDS);
     comm_watch_end(at->world, say_last_words, args);
     RT_TRY(comm_ctl_bcast(at->world, 0, job, sizeof *job));
+    RT_TRY(comm_agree(at->world, check_checkpoint(at, args, job)));
     RT_TRY(form_groups(at, args));
     rt_status status = run_group(at, args, job);
     if (status == RT_OK && at->desk)

@@ -540,6 +540,49 @@ static void test_refused(void **state)
     free(out);
 }
 
+static void write_program(const char *name, const char *text)
+{
+    run_write(run_temp("%s", name), text, strlen(text));
+    assert_int_equal(chmod(run_temp("%s", name), 0700), 0);
+}
+
+// Two groups of one rank, each with a folder of its own: the second one's weights are others.
+static void test_other_checkpoint(void **state)
+{
+    (void)state;
+    static const char script[] = "#!/bin/sh\ncd '%s'/$OMPI_COMM_WORLD_RANK && exec '%s' \"$@\"\n";
+    static const char *const words[] = {"batch", "-q", "-mm", "--tp=1"};
+    char *const binary = strdup(getenv("LOSA_BINARY")), *out = output_of("other-weights");
+    char text[4096];
+    for (int rank = 0; rank < 2; rank++) {
+        size_t len;
+        char *weights = run_read(run_source("%s/model.safetensors", MODEL), &len);
+        mkdir(run_temp("%d", rank), 0700);
+        mkdir(run_temp("%d/m", rank), 0700);
+        assert_int_equal(
+            symlink(run_source("%s/config.json", MODEL), run_temp("%d/m/config.json", rank)), 0);
+        weights[len - 1] = (char)(weights[len - 1] ^ rank);
+        run_write(run_temp("%d/m/model.safetensors", rank), weights, len);
+        free(weights);
+    }
+    snprintf(text, sizeof text, script, run_temp("."), binary);
+    write_program("moved", text);
+    setenv("LOSA_BINARY", run_temp("moved"), 1);
+    run_args args = {0};
+    for (int i = 0; i < 4; i++)
+        run_arg(&args, "%s", words[i]);
+    run_arg(&args, "-i%s", input);
+    run_arg(&args, "-o%s", out);
+    const run_job job = {.ranks = 2, .args = &args, .limit = LIMIT};
+    run_result result = run_losa(&job);
+    check_error(&result, "rank 1 has another checkpoint than rank 0");
+    run_result_free(&result);
+    run_args_free(&args);
+    setenv("LOSA_BINARY", binary, 1);
+    free(out);
+    free(binary);
+}
+
 // Progress of a job that is not on a terminal, and its numbers for Prometheus.
 static void test_status(void **state)
 {
@@ -565,12 +608,6 @@ static void test_status(void **state)
     assert_int_equal(count_lines(out), REQUESTS); // in any order
     free(metrics);
     free(out);
-}
-
-static void write_program(const char *name, const char *text)
-{
-    run_write(run_temp("%s", name), text, strlen(text));
-    assert_int_equal(chmod(run_temp("%s", name), 0700), 0);
 }
 
 // The exit status of the script for Slurm; *requeued: it asked for another start. Its stamp
@@ -630,13 +667,21 @@ int main(void)
     if (run_ready())
         return RUN_SKIP;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ranks),        cmocka_unit_test(test_killed),
-        cmocka_unit_test(test_groups),       cmocka_unit_test(test_lost_groups),
-        cmocka_unit_test(test_killed_ranks), cmocka_unit_test(test_signals),
-        cmocka_unit_test(test_lone_signal),  cmocka_unit_test(test_full_disk),
-        cmocka_unit_test(test_long_line),    cmocka_unit_test(test_bad_lines),
-        cmocka_unit_test(test_few_pages),    cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_status),       cmocka_unit_test(test_slurm),
+        cmocka_unit_test(test_ranks),
+        cmocka_unit_test(test_killed),
+        cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_lost_groups),
+        cmocka_unit_test(test_killed_ranks),
+        cmocka_unit_test(test_signals),
+        cmocka_unit_test(test_lone_signal),
+        cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_long_line),
+        cmocka_unit_test(test_bad_lines),
+        cmocka_unit_test(test_few_pages),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_status),
+        cmocka_unit_test(test_slurm),
+        cmocka_unit_test(test_other_checkpoint),
     };
     const int failed = cmocka_run_group_tests_name("batch", tests, prepare, NULL);
     free(input);
