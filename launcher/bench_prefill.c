@@ -38,18 +38,19 @@ static double operations(const rt_model_config *c, double tokens)
 static rt_status measure(const bench_model *m)
 {
     const int repeats = m->args->repeats;
+    const int block = rt_engine_model(m->engine)->block_length;
     double *seconds, warm_up;
+    if (m->tokens < block)
+        return RT_FAIL(RT_ERR_INVALID,
+                       "bench prefill: %d tokens are less than a block of %d, and read with the "
+                       "answer",
+                       m->tokens, block);
     RT_TRY(RT_ALLOC(seconds, (size_t)repeats, "times"));
     rt_status status = read_prompt(m, &warm_up);
     for (int i = 0; i < repeats && status == RT_OK; i++)
         status = read_prompt(m, &seconds[i]);
-    const double median = status == RT_OK ? bench_median(seconds, (size_t)repeats) : 0;
-    if (status == RT_OK && median <= 0)
-        status = RT_FAIL(RT_ERR_INVALID,
-                         "bench prefill: %d tokens are less than a block, which is read with the "
-                         "answer",
-                         m->tokens);
     if (status == RT_OK) {
+        const double median = bench_median(seconds, (size_t)repeats);
         const double all = operations(rt_engine_model(m->engine), m->tokens);
         status = bench_add(m->rows, json_pack("{s:i, s:i, s:f, s:f, s:f}", "tokens", m->tokens,
                                               "chunk", m->args->engine.prefill_chunk, "prefill_ms",
