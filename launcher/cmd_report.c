@@ -40,10 +40,8 @@ static json_t *title_of(const char *path, size_t index, size_t count)
     rt_str title = {0};
     size_t rest;
     json_t *out = NULL;
-    if (len > TITLE_MAX) {
-        name += len - TITLE_MAX;
-        len = TITLE_MAX;
-    }
+    for (; len > TITLE_MAX || (*name & 0xC0) == 0x80; len--) // no half of a letter
+        name++;
     if (rt_utf8_append(&title, name, len, &rest) == RT_OK)
         out = count > 1 ? json_sprintf("%s#%zu", title.data, index + 1) : json_string(title.data);
     rt_str_free(&title);
