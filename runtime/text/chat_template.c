@@ -2,7 +2,7 @@
 // What a checkpoint's chat template makes of a plain chat, read off its text: templates are
 // programs (Jinja), and this is no interpreter. One that writes <|im_start|> is ChatML. A
 // system turn that stands in it word by word, as in Qwen2.5's, is the one it writes when the
-// chat has none. As transformers finds it: chat_template.jinja before tokenizer_config.json.
+// chat has none, unless it stands under a condition that asks for more. As transformers finds it: chat_template.jinja before tokenizer_config.json.
 #include "runtime/text/chat.h"
 
 #include "runtime/base/file.h"
@@ -12,6 +12,7 @@
 #include <limits.h>
 #include <string.h>
 
+enum { DEPTH = 64 };           // of branches
 enum { FILE_MAX = 256 << 20 }; // as for the other JSON files of a checkpoint
 
 static const char start_marker[] = "<|im_start|>", end_marker[] = "<|im_end|>";
@@ -30,7 +31,9 @@ typedef struct scan {
     int braces; // open ones of the code
     char quote; // of the string of the code; 0: none
     rt_str system, found;
-    bool have, puzzling; // system is set; not to be known which
+    bool have, puzzling;  // system is set; not to be known which
+    bool left_out[DEPTH]; // the open branches: not taken in a plain chat
+    int depth;
 } scan;
 
 static const char *skip_comment(const char *at)
@@ -109,6 +112,52 @@ static void step_code(scan *s)
     s->at++;
 }
 
+// Whether a condition asks for something else than the chat's messages, such as tools, or a
+// word by which one asks for reasoning: what nobody gives is false.
+static bool asks_for_more(const char *at)
+{
+    static const char *const own[] = {"message", "loop", "system", "not "};
+    const char *end = strstr(at, "%}");
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) {
+        const char *found = strstr(at, own[i]);
+        if (found && (!end || found < end))
+            return false;
+    }
+    return true;
+}
+
+static void open_branch(scan *s, bool left_out)
+{
+    if (s->depth < DEPTH)
+        s->left_out[s->depth] = left_out;
+    else
+        s->puzzling = true;
+    s->depth++;
+}
+
+// At "{%": which branches are open behind it.
+static void note_branch(scan *s)
+{
+    const char *word = s->at + 2;
+    word += strspn(word, "-+ \t\r\n");
+    if (starts(word, "if ") || starts(word, "for "))
+        open_branch(s, starts(word, "if ") && asks_for_more(word));
+    else if ((starts(word, "endif") || starts(word, "endfor")) && s->depth > 0)
+        s->depth--;
+    else if ((starts(word, "elif ") || starts(word, "else")) && s->depth > 0) {
+        s->depth--;
+        open_branch(s, starts(word, "elif ") && asks_for_more(word));
+    }
+}
+
+static bool is_left_out(const scan *s)
+{
+    for (int i = 0; i < s->depth && i < DEPTH; i++)
+        if (s->left_out[i])
+            return true;
+    return false;
+}
+
 static void step(scan *s)
 {
     if (s->code) {
@@ -116,6 +165,8 @@ static void step(scan *s)
     } else if (starts(s->at, "{#")) {
         s->at = skip_comment(s->at);
     } else {
+        if (starts(s->at, "{%"))
+            note_branch(s);
         s->code = starts(s->at, "{{") || starts(s->at, "{%");
         s->at += s->code ? 2 : 1;
     }
@@ -124,7 +175,7 @@ static void step(scan *s)
 static rt_status find_system(scan *s)
 {
     while (*s->at) {
-        if ((s->quote || !s->code) && starts(s->at, opening))
+        if ((s->quote || !s->code) && starts(s->at, opening) && !is_left_out(s))
             RT_TRY(keep_turn(s));
         step(s);
     }
@@ -176,7 +227,10 @@ static const char *pick(const json_t *value)
 static rt_status from_config(const char *path, rt_chat_template *out)
 {
     json_t *root;
-    RT_TRY(rt_json_load(path, FILE_MAX, &root));
+    const rt_status loaded = rt_json_load(path, FILE_MAX, &root);
+    if (loaded == RT_ERR_FORMAT) // Python writes Infinity, too; the text may be sent all the same
+        return refuse(path, "cannot be read", out);
+    RT_TRY(loaded);
     const json_t *value = json_object_get(root, "chat_template");
     const char *text = pick(value);
     rt_status status = RT_OK;

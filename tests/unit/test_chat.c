@@ -208,6 +208,18 @@ static const struct {
     {"\"<|im_start|>system\\nA<|im_end|>{{ '<|im_start|>system\\\\nB<|im_end|>' }}\"",
      "has a system turn of its own that is not understood", NULL},
     {"\"{{ '<|im_start|>system\\\\n\\\\u0041<|im_end|>' }}\"", "that is not understood", NULL},
+    // Of branches those that a plain chat takes.
+    {"\"{% if tools %}<|im_start|>system\\nA<|im_end|>{% endif %}\"", NULL, NULL},
+    {"\"{%- if tools %}<|im_start|>system\\nA<|im_end|>{%- else -%}"
+     "{% if messages[0].role != 'system' %}<|im_start|>system\\nB<|im_end|>{% endif %}{% endif "
+     "%}\"",
+     NULL, "B"},
+    {"\"{% if think %}<|im_start|>system\\nA<|im_end|>{% elif brief %}<|im_start|>system\\nB"
+     "<|im_end|>{% else %}<|im_start|>system\\nC<|im_end|>{% endif %}\"",
+     NULL, "C"},
+    {"\"{% for m in messages %}{% if loop.first and not tools %}<|im_start|>system\\nA<|im_end|>"
+     "{% endif %}{% endfor %}\"",
+     NULL, "A"},
 };
 
 static void template_kinds(void **state)
@@ -243,7 +255,10 @@ static void template_files(void **state)
     assert_true(!t.refusal && !t.system);
     test_dir dir = test_dir_new();
     const char *path = test_write_text(&dir, "tokenizer_config.json", "{");
-    assert_fails(rt_chat_template_load(dir.path, &t), RT_ERR_FORMAT, path, "line 1");
+    assert_ok(rt_chat_template_load(dir.path, &t)); // a prompt may be sent as text
+    assert_non_null(strstr(t.refusal, path));
+    assert_non_null(strstr(t.refusal, "cannot be read"));
+    rt_chat_template_free(&t);
     static const char *const texts[] = {"{}", "<|im_start|>system\nA<|im_end|>"};
     for (int i = 0; i < 2; i++) {
         rt_status status = RT_ERR_NOMEM;
