@@ -232,7 +232,7 @@ static void *detach(void *arg)
 static void end_all(bool whole)
 {
     outcome o[RANKS];
-    open_ranks(0.2);
+    open_ranks(whole ? 60 : 0.2);
     attach_all(o);
     for (int r = 0; r < RANKS; r++)
         assert_int_equal(o[r].status, RT_OK);
