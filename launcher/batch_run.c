@@ -98,9 +98,11 @@ static rt_status run_all(app_batch_rank *at, app_batch_args *args, app_batch_job
     comm_watch_signal(at->world, app_signal, args->grace + CLOSING_SECONDS);
     comm_watch_end(at->world, say_last_words, args);
     RT_TRY(comm_ctl_bcast(at->world, 0, job, sizeof *job));
-    RT_TRY(comm_agree(at->world, check_checkpoint(at, args, job)));
-    RT_TRY(form_groups(at, args));
-    rt_status status = run_group(at, args, job);
+    rt_status status = comm_agree(at->world, check_checkpoint(at, args, job));
+    if (status == RT_OK)
+        status = form_groups(at, args);
+    if (status == RT_OK)
+        status = run_group(at, args, job);
     if (status == RT_OK && at->desk)
         status = app_desk_finish(at->desk);
     if (status != RT_OK && at->desk)

@@ -576,6 +576,7 @@ static void test_other_checkpoint(void **state)
     const run_job job = {.ranks = 2, .args = &args, .limit = LIMIT};
     run_result result = run_losa(&job);
     check_error(&result, "rank 1 has another checkpoint than rank 0");
+    assert_int_not_equal(access(run_temp("other-weights.jsonl.journal"), F_OK), 0);
     run_result_free(&result);
     run_args_free(&args);
     setenv("LOSA_BINARY", binary, 1);
