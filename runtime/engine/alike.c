@@ -2,7 +2,8 @@
 // Whether all ranks are about to run the same model in the same way. Ranks that do not run out
 // of step, or add up parts of two models to an answer that nobody sees is wrong.
 //
-// What rank 0 alone decides, or each rank for itself (threads, memory), may differ.
+// What rank 0 alone decides or reads (stops, the tokenizer), or each rank for itself (threads,
+// memory), may differ.
 #include "runtime/engine/engine_int.h"
 
 #include "runtime/base/hash.h"
@@ -17,7 +18,7 @@ typedef enum part { OPTIONS, MODEL, CHECKPOINT, PARTS } part;
 static const char *const FINDING[PARTS][2] = {
     [OPTIONS] = {"other options", "their command lines"},
     [MODEL] = {"another model", "config.json, block length and mask id"},
-    [CHECKPOINT] = {"another checkpoint", "the files of their folders"},
+    [CHECKPOINT] = {"other weights", "the files of their folders"},
 };
 
 // What changes the sequence of collectives, or the arithmetic.
@@ -71,7 +72,7 @@ static rt_status measure(const rt_engine *e, uint64_t out[PARTS])
     out[OPTIONS] = hash_options(&e->options);
     out[MODEL] = hash_model(&e->config);
     out[CHECKPOINT] = 0;
-    return e->options.dummy ? RT_OK : rt_model_hash(e->options.model_dir, &out[CHECKPOINT]);
+    return e->options.dummy ? RT_OK : rt_weights_hash(e->options.model_dir, &out[CHECKPOINT]);
 }
 
 static rt_status compare(const uint64_t (*all)[PARTS], int ranks)

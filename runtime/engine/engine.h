@@ -91,7 +91,7 @@ rt_status rt_engine_check_devices(const rt_engine_options *options, comm *c);
 
 // Collective. Loads the model and reserves all memory; what does not fit is refused before
 // anything is loaded, with the numbers, on every rank. Ranks with other options, another model
-// or another checkpoint (sizes and samples of the files are compared) than rank 0 are refused,
+// or other weights (sizes and samples of the files are compared) than rank 0 are refused,
 // too. `c` is borrowed.
 rt_status rt_engine_open(const rt_engine_options *options, comm *c, rt_engine **out);
 // Collective: rank 0's call lets the workers return; they then close too.

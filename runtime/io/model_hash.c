@@ -10,11 +10,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+static int is_weights(const struct dirent *entry)
+{
+    const char *dot = strrchr(entry->d_name, '.');
+    return dot && strcmp(dot, ".safetensors") == 0;
+}
+
 static int is_part(const struct dirent *entry)
 {
     const char *dot = strrchr(entry->d_name, '.');
-    return dot && (strcmp(dot, ".json") == 0 || strcmp(dot, ".safetensors") == 0 ||
-                   strcmp(dot, ".jinja") == 0);
+    return dot && (strcmp(dot, ".json") == 0 || strcmp(dot, ".jinja") == 0 || is_weights(entry));
 }
 
 static uint64_t add_map(uint64_t hash, const rt_map *map)
@@ -40,10 +45,11 @@ static rt_status add_file(const char *folder, const char *name, uint64_t *hash)
     return RT_OK;
 }
 
-rt_status rt_model_hash(const char *folder, uint64_t *out)
+static rt_status hash_files(const char *folder, int (*which)(const struct dirent *entry),
+                            uint64_t *out)
 {
     struct dirent **entries;
-    const int count = scandir(folder, &entries, is_part, alphasort);
+    const int count = scandir(folder, &entries, which, alphasort);
     if (count < 0)
         return RT_FAIL(RT_ERR_IO, "%s: cannot read the folder: %s", folder, strerror(errno));
     rt_status status = RT_OK;
@@ -56,4 +62,14 @@ rt_status rt_model_hash(const char *folder, uint64_t *out)
     free(entries);
     *out = hash;
     return status;
+}
+
+rt_status rt_model_hash(const char *folder, uint64_t *out)
+{
+    return hash_files(folder, is_part, out);
+}
+
+rt_status rt_weights_hash(const char *folder, uint64_t *out)
+{
+    return hash_files(folder, is_weights, out);
 }

@@ -9,5 +9,7 @@
 #include <stdint.h>
 
 rt_status rt_model_hash(const char *folder, uint64_t *out);
+// Over the weight files alone, which are what every rank computes with.
+rt_status rt_weights_hash(const char *folder, uint64_t *out);
 
 #endif

@@ -239,7 +239,7 @@ static void test_ranks_differ(void **state)
     other = usual();
     other.model_dir = dir.path;
     refuse_ranks(&options, &other,
-                 "rank 1 has another checkpoint than rank 0: compare the files of their folders");
+                 "rank 1 has other weights than rank 0: compare the files of their folders");
     test_dir_remove(&dir);
 }
 
