@@ -23,14 +23,12 @@ static const char *display_name(const char *path)
 // The text of a file, without a byte order mark at its start and one newline at its end.
 static rt_status read_file(const char *path, rt_str *out)
 {
-    static const char mark[] = "\xef\xbb\xbf";
     char *text;
-    size_t len, from = 0;
+    size_t len;
     RT_TRY(rt_file_read(path, PROMPT_MAX, &text, &len));
     if (len > 0 && text[len - 1] == '\n')
         len -= len > 1 && text[len - 2] == '\r' ? 2 : 1;
-    if (len >= sizeof mark - 1 && memcmp(text, mark, sizeof mark - 1) == 0)
-        from = sizeof mark - 1;
+    const size_t from = rt_utf8_mark(text, len);
     const rt_status status = rt_str_append(out, text + from, len - from);
     rt_free(text);
     return status;

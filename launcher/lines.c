@@ -2,6 +2,7 @@
 #include "launcher/lines.h"
 
 #include "runtime/base/mem.h"
+#include "runtime/base/utf8.h"
 
 #include <errno.h>
 #include <string.h>
@@ -98,12 +99,10 @@ static rt_status find_end(app_lines *l, size_t *len, size_t *dropped, bool *ende
     }
 }
 
-// Some editors begin a file of UTF-8 with the mark of its byte order.
 static void skip_mark(app_line *first)
 {
-    static const char mark[] = "\xEF\xBB\xBF";
-    const size_t n = sizeof mark - 1;
-    if (!first->text || first->len < n || memcmp(first->text, mark, n) != 0)
+    const size_t n = first->text ? rt_utf8_mark(first->text, first->len) : 0;
+    if (n == 0)
         return;
     first->offset += n;
     first->text += n;

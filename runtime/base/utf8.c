@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/base/utf8.h"
 
+#include <string.h>
+
 // The length that a leading byte announces (0: not one), and the bounds of the
 // second byte, which rule out overlong forms, surrogates and > U+10FFFF.
 static size_t lead_of(unsigned char lead, unsigned char *low, unsigned char *high)
@@ -52,6 +54,13 @@ size_t rt_utf8_next(const char *s, size_t n, int32_t *cp)
     }
     *cp = value;
     return want;
+}
+
+size_t rt_utf8_mark(const char *s, size_t n)
+{
+    static const char mark[] = "\xEF\xBB\xBF";
+    const size_t len = sizeof mark - 1;
+    return n >= len && memcmp(s, mark, len) == 0 ? len : 0;
 }
 
 rt_status rt_utf8_append(rt_str *out, const char *bytes, size_t n, size_t *rest)

@@ -18,6 +18,9 @@ enum {
 // and in *cp the code point or one of the two above.
 size_t rt_utf8_next(const char *s, size_t n, int32_t *cp);
 
+// Bytes of the byte order mark with which some editors begin a text; 0: it has none.
+size_t rt_utf8_mark(const char *s, size_t n);
+
 // Appends a text; bytes that cannot be UTF-8 become U+FFFD. What begins at *rest, n if there is
 // none, is left out: a character that the next bytes may complete.
 rt_status rt_utf8_append(rt_str *out, const char *bytes, size_t n, size_t *rest);
