@@ -59,6 +59,30 @@ void engine_open(engine_case *c, const rt_engine_options *options, int ranks)
     assert_ok(rt_engine_open(&c->options, comms[0], &c->root));
 }
 
+static void *open_refused(void *arg)
+{
+    engine_refusal *r = arg;
+    rt_engine *e;
+    r->status = rt_engine_open(r->options, r->comm, &e);
+    if (r->status != RT_OK)
+        snprintf(r->message, sizeof r->message, "%s", rt_last_error());
+    comm_close(r->comm);
+    return NULL;
+}
+
+void engine_refuse(const rt_engine_options *first, const rt_engine_options *second,
+                   engine_refusal got[2])
+{
+    comm *c[2];
+    assert_ok(comm_open_threads(2, 60, c));
+    got[0] = (engine_refusal){.options = first, .comm = c[0]};
+    got[1] = (engine_refusal){.options = second, .comm = c[1]};
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, open_refused, &got[1]), 0);
+    open_refused(&got[0]);
+    pthread_join(thread, NULL);
+}
+
 void engine_close(engine_case *c)
 {
     rt_engine_close(c->root);

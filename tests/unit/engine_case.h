@@ -32,6 +32,17 @@ rt_engine_options engine_options(const char *model);
 void engine_open(engine_case *c, const rt_engine_options *options, int ranks);
 void engine_close(engine_case *c); // fails the test if a worker failed
 
+// What an opening that must fail said on a rank.
+typedef struct engine_refusal {
+    const rt_engine_options *options;
+    comm *comm;
+    rt_status status;
+    char message[1024];
+} engine_refusal;
+// Opens an engine on two ranks, each with options of its own.
+void engine_refuse(const rt_engine_options *first, const rt_engine_options *second,
+                   engine_refusal got[2]);
+
 // What became of a request.
 typedef struct engine_answer {
     rt_session_id id;

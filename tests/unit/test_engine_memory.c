@@ -229,22 +229,6 @@ static void test_kv_memory(void **state)
     comm_close(c);
 }
 
-typedef struct opening {
-    const rt_engine_options *options;
-    comm *comm;
-    rt_status status;
-    char message[1024];
-} opening;
-
-static void *open_refused(void *arg)
-{
-    opening *r = arg;
-    rt_engine *e;
-    r->status = rt_engine_open(r->options, r->comm, &e);
-    snprintf(r->message, sizeof r->message, "%s", rt_last_error());
-    return NULL;
-}
-
 // What no machine has is refused before it is taken, on every rank, with the numbers.
 static void test_refused(void **state)
 {
@@ -253,18 +237,12 @@ static void test_refused(void **state)
     huge.layers = 10000;
     huge.hidden = huge.ffn = 65536;
     const rt_engine_options o = options_of(&huge);
-    comm *group[2];
-    assert_ok(comm_open_threads(2, 60, group));
-    opening ranks[2] = {{.options = &o, .comm = group[0]}, {.options = &o, .comm = group[1]}};
-    pthread_t thread;
-    assert_int_equal(pthread_create(&thread, NULL, open_refused, &ranks[1]), 0);
-    (void)open_refused(&ranks[0]);
-    pthread_join(thread, NULL);
+    engine_refusal got[2];
+    engine_refuse(&o, &o, got);
     for (int r = 0; r < 2; r++) {
-        assert_int_equal(ranks[r].status, RT_ERR_LIMIT);
-        assert_non_null(strstr(ranks[r].message, "GB needed on this rank, the host has for each"));
-        assert_non_null(strstr(ranks[r].message, "(weights 2"));
-        comm_close(group[r]);
+        assert_int_equal(got[r].status, RT_ERR_LIMIT);
+        assert_non_null(strstr(got[r].message, "GB needed on this rank, the host has for each"));
+        assert_non_null(strstr(got[r].message, "(weights 2"));
     }
 }
 

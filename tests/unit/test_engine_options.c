@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Numbers that an embedding program may get wrong: each is refused, by name, before
 // anything is computed.
-#include "tests/unit/testing.h"
-
-#include "runtime/engine/engine.h"
-
-#include <pthread.h>
+#include "tests/unit/engine_case.h"
 
 static char model_dir[PATH_MAX];
 
@@ -166,38 +162,15 @@ static void test_engine(void **state)
 
 // ---- ranks ------------------------------------------------------------------------
 
-typedef struct rank {
-    const rt_engine_options *options;
-    comm *comm;
-    rt_status status;
-    char message[512];
-} rank;
-
-static void *open_rank(void *arg)
-{
-    rank *r = arg;
-    rt_engine *e;
-    r->status = rt_engine_open(r->options, r->comm, &e);
-    if (r->status != RT_OK)
-        snprintf(r->message, sizeof r->message, "%s", rt_last_error());
-    comm_close(r->comm);
-    return NULL;
-}
-
 // Both say the same.
 static void refuse_ranks(const rt_engine_options *first, const rt_engine_options *second,
                          const char *message)
 {
-    comm *c[2];
-    assert_ok(comm_open_threads(2, 60, c));
-    rank ranks[2] = {{.options = first, .comm = c[0]}, {.options = second, .comm = c[1]}};
-    pthread_t thread;
-    assert_int_equal(pthread_create(&thread, NULL, open_rank, &ranks[1]), 0);
-    open_rank(&ranks[0]);
-    pthread_join(thread, NULL);
+    engine_refusal got[2];
+    engine_refuse(first, second, got);
     for (int r = 0; r < 2; r++) {
-        assert_int_equal(ranks[r].status, RT_ERR_INVALID);
-        assert_string_equal(ranks[r].message, message);
+        assert_int_equal(got[r].status, RT_ERR_INVALID);
+        assert_string_equal(got[r].message, message);
     }
 }
 

@@ -131,7 +131,7 @@ static void models(void **state)
     CHECK(rows);
 }
 
-// What Hugging Face would write for a byte without a token is not implemented.
+// Refused where a byte has no token and Hugging Face would write another one instead of it.
 static void missing_bytes(void **state)
 {
     (void)state;
