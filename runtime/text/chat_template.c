@@ -182,13 +182,19 @@ static rt_status find_system(scan *s)
     return RT_OK;
 }
 
+static rt_status keep_refusal(const char *message, rt_chat_template *out)
+{
+    out->refusal = rt_mem_strdup(message, "chat template");
+    return out->refusal ? RT_OK : RT_ERR_NOMEM;
+}
+
 static rt_status refuse(const char *path, const char *why, rt_chat_template *out)
 {
     rt_str text = {0};
     RT_TRY(rt_str_printf(&text, "%s: the chat template %s", path, why));
-    out->refusal = rt_mem_strdup(text.data, "chat template");
+    const rt_status status = keep_refusal(text.data, out);
     rt_str_free(&text);
-    return out->refusal ? RT_OK : RT_ERR_NOMEM;
+    return status;
 }
 
 static rt_status read_template(const char *text, const char *path, rt_chat_template *out)
@@ -229,7 +235,7 @@ static rt_status from_config(const char *path, rt_chat_template *out)
     json_t *root;
     const rt_status loaded = rt_json_load(path, FILE_MAX, &root);
     if (loaded == RT_ERR_FORMAT) // Python writes Infinity, too; the text may be sent all the same
-        return refuse(path, "cannot be read", out);
+        return keep_refusal(rt_last_error(), out);
     RT_TRY(loaded);
     const json_t *value = json_object_get(root, "chat_template");
     const char *text = pick(value);

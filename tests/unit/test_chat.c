@@ -257,7 +257,7 @@ static void template_files(void **state)
     const char *path = test_write_text(&dir, "tokenizer_config.json", "{");
     assert_ok(rt_chat_template_load(dir.path, &t)); // a prompt may be sent as text
     assert_non_null(strstr(t.refusal, path));
-    assert_non_null(strstr(t.refusal, "cannot be read"));
+    assert_non_null(strstr(t.refusal, "line 1"));
     rt_chat_template_free(&t);
     static const char *const texts[] = {"{}", "<|im_start|>system\nA<|im_end|>"};
     for (int i = 0; i < 2; i++) {
